@@ -1,0 +1,35 @@
+"""Update rules, the language they are written in, and the sweeps that run them.
+
+Write a rule with `Rule` and the functions of the rule language; see `fastgd.kernels.rules` for those that ship.
+"""
+
+# The guard stands before the imports: they would fail less clearly.
+if __name__ != "fastgd.kernels":
+    raise ImportError(
+        f"this package is `fastgd.kernels`, imported here as `{__name__}`: "
+        "install fastgd, or put the project's root on sys.path, and `import fastgd.kernels`"
+    )
+
+from fastgd.kernels.language import (
+    clip,
+    copysign,
+    maximum,
+    minimum,
+    per_segment,
+    sign,
+    sqrt,
+    total,
+)
+from fastgd.kernels.rule import Rule
+
+__all__ = [
+    "Rule",
+    "clip",
+    "copysign",
+    "maximum",
+    "minimum",
+    "per_segment",
+    "sign",
+    "sqrt",
+    "total",
+]
