@@ -1,0 +1,220 @@
+"""Many named arrays in one aligned block of memory, and views back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from fastgd.backend import as_array, resolve
+from fastgd.kernels.errors import ArrayError
+
+ALIGNMENT = 64
+"""Bytes to which a block is aligned, and elements to which a segment's start is."""
+
+
+class Segment(NamedTuple):
+    """One named array in a block."""
+
+    name: str
+    offset: int
+    size: int
+    shape: tuple[int, ...]
+
+
+def lay_out(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Segment, ...]:
+    """Place arrays one behind the other, each at a multiple of 64 elements."""
+    segments, offset = [], 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        segments.append(Segment(name, offset, size, shape))
+        offset += -(-size // ALIGNMENT) * ALIGNMENT
+    return tuple(segments)
+
+
+def extent(segments: Sequence[Segment]) -> int:
+    """Elements from the start of a block to the end of its last segment."""
+    return segments[-1].offset + segments[-1].size if segments else 0
+
+
+def aligned_zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """1-D array of zeros that starts at a multiple of 64 bytes."""
+    raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+class Block(Mapping[str, NDArray[Any]]):
+    """Named views of one block of memory; a Mapping.
+
+    ``block["w"]`` is a view in its shape, ``block["w"] = a`` copies `a` into it.
+
+    Attributes
+    ----------
+    flat : ndarray
+        The block, 1-D. Between segments lies padding, which stays zero.
+    segments : tuple of Segment
+        Name, offset, size and shape of each array.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], dtype: np.dtype[Any]) -> None:
+        self._segments = segments
+        self._flat = aligned_zeros(extent(segments), dtype)
+        self._views = {s.name: self._flat[s.offset : s.offset + s.size].reshape(s.shape) for s in segments}
+
+    @property
+    def flat(self) -> NDArray[Any]:
+        """The block as a 1-D array."""
+        return self._flat
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Where each array lies."""
+        return self._segments
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self._flat.dtype
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Give the view of an array."""
+        return self._views[name]
+
+    def __setitem__(self, name: str, value: ArrayLike) -> None:
+        """Copy an array of the same shape, or a number, into its place."""
+        if name not in self._views:
+            raise ArrayError(f"there is no array {name!r} here; there are {', '.join(map(repr, self._views))}")
+        given = np.asarray(value)
+        if given.shape not in ((), self._views[name].shape):
+            raise ArrayError(f"{name!r} has shape {self._views[name].shape}, given {given.shape}")
+        if given.dtype.kind not in "fiu":
+            raise ArrayError(f"{name!r} takes real numbers, given dtype {given.dtype}")
+        self._views[name][...] = given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        arrays = f"{len(self)} array{'s' * (len(self) != 1)}"
+        elements = f"{sum(s.size for s in self._segments)} elements"
+        return f"{type(self).__name__}({arrays}, {elements}, {self.dtype})"
+
+
+class FlatParams(Block):
+    """Parameters, packed: many named arrays in one aligned block, with a block of gradients beside it.
+
+    One optimizer step over it is one launch, however many arrays there are.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array or shape
+        Real arrays, which are copied, or shapes (an int or a tuple of ints), which start at zero.
+    dtype : dtype, optional
+        ``float32`` or ``float64``. By default the common dtype of the arrays, and float32 for shapes alone.
+    backend : str
+        Where the memory lies: ``"auto"``, ``"numpy"`` or ``"numba"``, all of which are the host's.
+
+    Attributes
+    ----------
+    grad : Block
+        Gradients, of the same names and shapes; zero at first.
+
+    Raises
+    ------
+    ArrayError
+        For arrays of mixed or other dtypes without `dtype`, and for what is neither array nor shape.
+    BackendUnavailable
+        For a backend that cannot serve here.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> params = fastgd.FlatParams({"w": np.ones((2, 3)), "b": np.zeros(3)})
+    >>> params["w"].shape, params.flat.size, params.segments[1].offset
+    ((2, 3), 67, 64)
+    >>> params["b"] = [1.0, 2.0, 3.0]
+    >>> params.grad["w"][:] = 0.5
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, ArrayLike | int | tuple[int, ...]],
+        dtype: DTypeLike | None = None,
+        backend: str = "auto",
+    ) -> None:
+        self.backend = resolve(backend)
+        if not isinstance(arrays, Mapping):
+            raise ArrayError(f"FlatParams takes a mapping of names to arrays or shapes, given {type(arrays).__name__}")
+        given = {name: _array_or_shape(name, value) for name, value in arrays.items()}
+        values = {name: v for name, v in given.items() if isinstance(v, np.ndarray)}
+        common = _dtype(dtype, values)
+        shapes = {name: v.shape if isinstance(v, np.ndarray) else v for name, v in given.items()}
+        super().__init__(lay_out(shapes), common)
+        self.grad = Block(self._segments, common)
+        for name, value in values.items():
+            self[name] = value
+
+    def to(self, backend: str) -> FlatParams:
+        """Copy parameters and gradients to the memory of another backend."""
+        moved = FlatParams({s.name: s.shape for s in self._segments}, self.dtype, backend)
+        moved.flat[:] = self.flat
+        moved.grad.flat[:] = self.grad.flat
+        return moved
+
+    def copy(self) -> FlatParams:
+        """Copy parameters and gradients."""
+        return self.to(self.backend)
+
+
+def _array_or_shape(name: str, value: object) -> NDArray[Any] | tuple[int, ...]:
+    if not isinstance(name, str):
+        raise ArrayError(f"FlatParams takes names that are str, given {name!r}")
+    if isinstance(value, bool):
+        raise ArrayError(f"{name!r} must be an array or a shape, given {value!r}")
+    shape = (value,) if isinstance(value, int) else value
+    if isinstance(shape, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+        if any(n < 0 for n in shape):
+            raise ArrayError(f"{name!r} must have a shape of whole numbers from 0, given {value!r}")
+        return shape
+    if not isinstance(value, np.ndarray):
+        if isinstance(value, np.generic) or not hasattr(value, "__dlpack__"):
+            try:
+                value = np.asarray(value)
+            except ValueError as error:
+                raise ArrayError(f"{name!r} must be an array or a shape: {error}") from error
+        else:
+            value = as_array(value, repr(name), writeable=False)
+    if isinstance(value, np.ma.MaskedArray) or value.dtype.kind not in "fiu":
+        raise ArrayError(f"{name!r} must be an array of real numbers, given {type(value).__name__} of {value.dtype}")
+    return value
+
+
+def _dtype(dtype: DTypeLike | None, arrays: Mapping[str, NDArray[Any]]) -> np.dtype[Any]:
+    if dtype is not None:
+        try:
+            asked = np.dtype(dtype)
+        except TypeError:
+            raise ArrayError(f"dtype must be float32 or float64, given {dtype!r}") from None
+        if asked not in (np.float32, np.float64):
+            raise ArrayError(f"dtype must be float32 or float64, given {asked}")
+        return asked.newbyteorder("=")
+    found = {a.dtype.newbyteorder("="): name for name, a in arrays.items()}
+    if len(found) > 1:
+        listed = ", ".join(f"{name!r} {d}" for d, name in found.items())
+        raise ArrayError(f"the arrays have several dtypes ({listed}): say which with dtype=")
+    common = next(iter(found), np.dtype(np.float32))
+    if common not in (np.float32, np.float64):
+        raise ArrayError(f"the arrays are {common}: say dtype='float32' or 'float64'")
+    return common

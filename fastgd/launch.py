@@ -1,0 +1,177 @@
+"""One launch: the groups of an optimizer that share static options, from their rules to updated memory."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd.backend import SweepOnArrays
+from fastgd.kernels.errors import HyperparameterError
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.reference import compile_text
+from fastgd.kernels.rule import Plan, Rule, prepare_arguments
+from fastgd.targets import Arrays, Targets
+
+
+class Rows:
+    """Scalars of one sweep, a row for each group, packed in the arrays' dtype."""
+
+    def __init__(self, names: tuple[str, ...], count: int, dtype: np.dtype[Any]) -> None:
+        self.array = np.zeros((count, len(names)), dtype)
+        self._names = names
+        self._pick: Callable[[Mapping[str, float]], Any] = itemgetter(*names) if names else lambda _: ()
+        self._single = len(names) == 1
+        self._pack = struct.Struct(f"{len(names)}{'f' if dtype == np.float32 else 'd'}").pack_into
+        self._memory = memoryview(self.array).cast("B") if self.array.size else memoryview(bytearray())
+        self._stride = len(names) * dtype.itemsize
+
+    def put(self, row: int, values: Mapping[str, float]) -> None:
+        """Round values, float64, into a row."""
+        picked = self._pick(values)
+        try:
+            if self._single:
+                self._pack(self._memory, row * self._stride, picked)
+            else:
+                self._pack(self._memory, row * self._stride, *picked)
+        except OverflowError:
+            worst = max(self._names, key=lambda n: abs(values[n]))
+            raise HyperparameterError(
+                f"a step's {worst} is {values[worst]!r}, which {self.array.dtype} cannot hold"
+            ) from None
+
+
+class Launch:
+    """The sweeps of one plan over the segments of its groups.
+
+    Parameters
+    ----------
+    plan
+        Sweeps and the code between them.
+    rule
+        Any of the groups' rules; they agree in all but numbers.
+    groups
+        Numbers of the groups that take part.
+    targets
+        All segments of the optimizer; those of other groups are left alone.
+    make
+        Constructor of a sweep on the backend.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        rule: Rule,
+        groups: Sequence[int],
+        targets: Targets,
+        make: Callable[..., SweepOnArrays],
+    ) -> None:
+        self.plan = plan
+        self.groups = tuple(groups)
+        self.segments = [s for s, g in enumerate(targets.group) if g in groups]
+        self._group_of = np.array([self.groups.index(targets.group[s]) for s in self.segments], np.int64)
+        self._per_segment = plan.level == "per_segment"
+        self._prepare_takes = prepare_arguments(type(rule))
+        self._given: list[dict[str, float]] = [{} for _ in groups]
+        self._next: dict[str, NDArray[np.float64]] = {}
+        self.scalar_states = {k: np.full(self._count(k), v) for k, v in plan.scalar_states.items()}
+        sizes = [targets.segments[s].size for s in self.segments]
+        by_group = self._group_of.tolist()
+        self.sweeps: list[SweepOnArrays] = []
+        self._rows: list[Rows] = []
+        for sweep in plan.sweeps:
+            last = plan.combine is not None and sweep is plan.sweeps[-1]
+            rows = list(range(len(sizes))) if last and self._per_segment else by_group
+            count = len(rows) if last and self._per_segment else len(groups)
+            self._rows.append(Rows(sweep.scalars, count, targets.dtype))
+            self.sweeps.append(make(sweep, targets.dtype, sizes, rows, type(rule).__name__.lower()))
+        self._combine = compile_text(plan.combine, np.dtype(np.float64)) if plan.combine else None
+
+    def _count(self, name: str) -> int:
+        if self.plan.combine is None or name not in self.plan.combine.arrays:
+            return len(self.groups)
+        return len(self.segments) if self._per_segment else 1
+
+    def bind(self, name: str, quantity: Arrays) -> None:
+        """Take the arrays of a quantity: ``p``, ``g``, ``ema`` or a state."""
+        arrays, where = quantity
+        if len(self.segments) < len(where.array):
+            where = type(where)(where.array[self.segments], where.offset[self.segments])
+        for sweep in self.sweeps:
+            sweep.bind(name, arrays, where)
+
+    def compile(self) -> None:
+        """Have every kernel ready before the first is run."""
+        for sweep in self.sweeps:
+            sweep.prepare()
+
+    def prepare(self, index: int, rule: Rule, t: int, tail: Mapping[str, float]) -> None:
+        """Compute the scalars of one group for step `t`; nothing is written yet."""
+        if self._prepare_takes:
+            values = rule.prepare(t, **{k: self._state(k, index) for k in self._prepare_takes})
+            combined = self.plan.combine.writes if self.plan.combine else ()
+            for name in self.scalar_states.keys() & values.keys() - combined:
+                new = self._next.setdefault(name, self.scalar_states[name].copy())
+                new[index] = values[name]
+        else:
+            values = rule.prepare(t)
+        values.update(tail)
+        self._given[index] = values
+        if self._combine is None:
+            self._rows[0].put(index, values)
+        else:
+            for rows in self._rows[:-1]:
+                rows.put(index, values)
+
+    def _state(self, name: str, index: int) -> float:
+        values = self.scalar_states[name]
+        return float(values[index if len(values) > 1 else 0])
+
+    def run(self) -> None:
+        """Update the arrays, then keep the new scalar states."""
+        if self._combine is None:
+            self.sweeps[0].run(self._rows[0].array)
+        else:
+            sums = self.sweeps[0].sums(self._rows[0].array)
+            self._between(sums)
+            self.sweeps[1].run(self._rows[1].array)
+        if self._next:
+            self.scalar_states.update(self._next)
+            self._next = {}
+
+    def _between(self, sums: NDArray[np.float64]) -> None:
+        combine, last = self.plan.combine, self.plan.sweeps[-1]
+        assert combine is not None and self._combine is not None
+        if not self._per_segment:
+            from fastgd.kernels.blocks import tree_sum
+
+            sums = tree_sum(sums)[None]
+        terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True))
+        rows = self._group_of if self._per_segment else slice(None)
+        scalars = {
+            n: np.array([v[n] for v in self._given])[rows]
+            for n in {*combine.scalars, *last.scalars} - {*combine.writes}
+        }
+        with np.errstate(all="ignore"):
+            results = self._combine(
+                *(terms[a] if a in terms else self.scalar_states[a] for a in combine.arrays),
+                *(scalars[s] for s in combine.scalars),
+            )
+        for name, value in zip(combine.writes, results, strict=True):
+            if name in self.scalar_states:
+                self._next[name] = np.array(np.broadcast_to(value, len(scalars and self.scalar_states[name])))
+            scalars[name] = value
+        table = self._rows[-1].array
+        with np.errstate(over="ignore"):
+            for k, name in enumerate(last.scalars):
+                table[:, k] = scalars[name]
+
+
+def single_sweep(sweep: Sweep, label: str, targets: Targets, make: Callable[..., SweepOnArrays]) -> SweepOnArrays:
+    """Build a sweep over all segments with one row of scalars."""
+    sizes = [s.size for s in targets.segments]
+    return make(sweep, targets.dtype, sizes, [0] * len(sizes), label)

@@ -1,0 +1,248 @@
+"""What a step updates: the user's arrays, in whatever form they came, as segments in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd.backend import as_array
+from fastgd.flat import Block, FlatParams, Segment, extent, lay_out
+from fastgd.kernels.blocks import Where
+from fastgd.kernels.errors import ArrayError
+
+
+class Arrays(NamedTuple):
+    """The arrays of one quantity, 1-D, and where each segment lies in them."""
+
+    arrays: list[NDArray[Any]]
+    where: Where
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One thing the user gave as parameters: an array, a FlatParams, or a list or dict of arrays.
+
+    Attributes
+    ----------
+    keys
+        Keys of the arrays in a list or dict; None for an array or a FlatParams.
+    """
+
+    given: Any
+    keys: tuple[Any, ...] | None
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, given: Any, title: str) -> _Form:
+        if isinstance(given, FlatParams):
+            return cls(given, None, given.segments)
+        if isinstance(given, Mapping):
+            keys: tuple[Any, ...] | None = tuple(given)
+        elif isinstance(given, list | tuple):
+            keys = tuple(range(len(given)))
+        else:
+            array = as_array(given, title)
+            return cls(given, None, lay_out({title: array.shape}))
+        shapes = {}
+        for key in keys or ():
+            shapes[str(key)] = as_array(given[key], f"{title}[{key!r}]").shape
+        return cls(given, keys, lay_out(shapes))
+
+    def take(
+        self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool
+    ) -> list[tuple[NDArray[Any], int]]:
+        """Split what mirrors this form into one array and offset for each segment."""
+        if isinstance(self.given, FlatParams):
+            if isinstance(value, Block) and value.segments == self.segments:
+                value = value.flat
+            if not isinstance(value, Mapping):
+                return self._block(value, title, dtype, writeable)
+            keys: Iterable[Any] = self.given
+        elif self.keys is None:
+            return [(self._array(value, title, self.segments[0].shape, dtype, writeable), 0)]
+        else:
+            keys = self.keys
+        wanted = list(keys)
+        mapping = isinstance(self.given, Mapping)
+        if not isinstance(value, Mapping if mapping else list | tuple) or len(value) != len(wanted):
+            kind = f"a dict with {', '.join(map(repr, wanted))}" if mapping else f"a list of {len(wanted)} arrays"
+            raise ArrayError(f"{title} must be {kind}, given {_describe(value)}")
+        taken = []
+        for key, segment in zip(wanted, self.segments, strict=True):
+            if mapping and key not in value:
+                raise ArrayError(f"{title} has no {key!r}; it has {', '.join(map(repr, value))}")
+            array = self._array(value[key], f"{title}[{key!r}]", segment.shape, dtype, writeable)
+            taken.append((array, 0))
+        return taken
+
+    def _block(
+        self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool
+    ) -> list[tuple[NDArray[Any], int]]:
+        array = self._array(value, title, self.given.flat.shape, dtype, writeable)
+        return [(array, s.offset) for s in self.segments]
+
+    def _array(
+        self, value: Any, title: str, shape: tuple[int, ...], dtype: np.dtype[Any] | None, writeable: bool
+    ) -> NDArray[Any]:
+        array = as_array(value, title, writeable=writeable)
+        if array.shape != shape:
+            raise ArrayError(f"{title} must have shape {shape}, given {array.shape}")
+        if dtype is not None and array.dtype != dtype:
+            raise ArrayError(f"{title} must have the parameters' dtype {dtype}, given {array.dtype}")
+        return array.reshape(-1)
+
+    def copy(self) -> Any:
+        """Copy of the parameters in the same form."""
+        if isinstance(self.given, FlatParams):
+            return self.given.copy()
+        if self.keys is None:
+            return np.array(as_array(self.given, "params"))
+        copies = {key: np.array(as_array(self.given[key], "params")) for key in self.keys}
+        return copies if isinstance(self.given, Mapping) else list(copies.values())
+
+
+class Targets:
+    """Parameters of an optimizer.
+
+    Parameters
+    ----------
+    given
+        What the user gave as ``params`` of each group; None for a group that takes segments by name pattern.
+    patterns
+        For each group the name patterns by which it takes segments from the other groups; empty for none.
+    single
+        Whether the user gave no list of groups.
+
+    Raises
+    ------
+    ArrayError
+        For arrays that cannot be updated in place, of different dtypes, or that share memory.
+    """
+
+    def __init__(self, given: Sequence[Any], patterns: Sequence[tuple[str, ...]], single: bool) -> None:
+        self._single = single
+        self._forms: list[_Form] = []
+        named: list[Segment] = []
+        group: list[int] = []
+        for i, params in enumerate(given):
+            if params is not None:
+                form = _Form.of(params, "params" if single else f"params of group {i}")
+                self._forms.append(form)
+                named += form.segments
+                group += [i] * len(form.segments)
+        _claim(named, group, patterns)
+        self.group = group
+        laid = lay_out({str(i): s.shape for i, s in enumerate(named)})
+        self.segments = tuple(p._replace(name=s.name) for p, s in zip(laid, named, strict=True))
+        self.parameters = self._collect([f.given for f in self._forms], "params", None, writeable=True)
+        dtypes = {a.dtype for a in self.parameters.arrays}
+        if len(dtypes) > 1:
+            raise ArrayError(f"params must have one dtype, given {' and '.join(sorted(map(str, dtypes)))}")
+        self.dtype: np.dtype[Any] = dtypes.pop() if dtypes else np.dtype(np.float32)
+        _refuse_overlap(self.parameters.arrays)
+        n = len(self.segments)
+        self.flat = Where(np.zeros(n, np.int64), np.array([s.offset for s in self.segments], np.int64))
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(s.size for s in self.segments)
+
+    @property
+    def extent(self) -> int:
+        """Length of a flat state array, padding between segments included."""
+        return extent(self.segments)
+
+    def gradients(self, grads: Any, *, writeable: bool) -> Arrays:
+        """Take what mirrors the parameters; None stands for their own ``grad``.
+
+        Raises
+        ------
+        ArrayError
+            Where it does not mirror them.
+        """
+        if grads is None:
+            if not all(isinstance(f.given, FlatParams) for f in self._forms):
+                raise ArrayError("grads must be given: these params are plain arrays and carry no grad")
+            grads = [f.given.grad for f in self._forms]
+        elif self._single:
+            grads = [grads]
+        elif not isinstance(grads, list | tuple) or len(grads) != len(self._forms):
+            raise ArrayError(
+                f"grads must be a list of {len(self._forms)}, one for each group with params, given {_describe(grads)}"
+            )
+        return self._collect(grads, "grads", self.dtype, writeable=writeable)
+
+    def copy(self) -> tuple[Any, Arrays]:
+        """Copy of the parameters in the user's form, and its arrays."""
+        copies = [f.copy() for f in self._forms]
+        arrays = self._collect(copies, "copy", self.dtype, writeable=True)
+        return (copies[0] if self._single else copies), arrays
+
+    def gather(self, source: Arrays) -> NDArray[Any]:
+        """Copy a quantity into one flat array laid out as a state is."""
+        flat = np.zeros(self.extent, self.dtype)
+        for segment, part in zip(self.segments, self.views(source), strict=True):
+            flat[segment.offset : segment.offset + segment.size] = part
+        return flat
+
+    def scatter(self, flat: NDArray[Any], into: Arrays) -> None:
+        """Copy back what `gather` gave."""
+        for segment, part in zip(self.segments, self.views(into), strict=True):
+            part[:] = flat[segment.offset : segment.offset + segment.size]
+
+    def views(self, source: Arrays) -> list[NDArray[Any]]:
+        """Each segment's part of a quantity, 1-D."""
+        arrays, where = source
+        return [arrays[a][o : o + s.size] for a, o, s in zip(where.array, where.offset, self.segments, strict=True)]
+
+    def _collect(self, values: Sequence[Any], title: str, dtype: np.dtype[Any] | None, *, writeable: bool) -> Arrays:
+        arrays: list[NDArray[Any]] = []
+        index: list[int] = []
+        offsets: list[int] = []
+        for i, (form, value) in enumerate(zip(self._forms, values, strict=True)):
+            for array, offset in form.take(value, title if self._single else f"{title}[{i}]", dtype, writeable):
+                if not arrays or arrays[-1] is not array:
+                    arrays.append(array)
+                index.append(len(arrays) - 1)
+                offsets.append(offset)
+        return Arrays(arrays, Where(np.array(index, np.int64), np.array(offsets, np.int64)))
+
+
+def _claim(segments: Sequence[Segment], group: list[int], patterns: Sequence[tuple[str, ...]]) -> None:
+    """Move segments to the first group that claims them by name."""
+    claimed: set[int] = set()
+    for i, wanted in enumerate(patterns):
+        for pattern in wanted:
+            matching = [k for k, s in enumerate(segments) if fnmatchcase(s.name, pattern)]
+            if not matching:
+                raise ArrayError(
+                    f"group {i}: match {pattern!r} fits no array; there are {', '.join(repr(s.name) for s in segments)}"
+                )
+            for k in matching:
+                if k not in claimed:
+                    claimed.add(k)
+                    group[k] = i
+
+
+def _refuse_overlap(arrays: Sequence[NDArray[Any]]) -> None:
+    spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays if a.nbytes)
+    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ArrayError("params must not share memory: an array, or a part of one, was given twice")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(repr, value))}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{type(value).__name__}" + (f" of shape {value.shape}" if isinstance(value, np.ndarray) else "")
+
+
+__all__ = ["Arrays", "Targets"]

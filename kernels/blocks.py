@@ -1,0 +1,80 @@
+"""How work is cut: tiles for the sweeps, blocks and lanes for the sums. The same on every backend.
+
+A sum has one fixed shape. Blocks of `SUM_BLOCK` elements are counted from a segment's start. In a block, `LANES`
+interleaved lanes are added in order, then to each other by a binary tree; the block sums are added in float64 by a
+pairwise tree in which an odd last one is carried up; so are the segments. No number of threads changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE = 16384
+SUM_BLOCK = 4096
+LANES = 256
+
+LO, HI, ROW, SEGMENT, FIRST = range(5)
+"""Columns of a table: elements from LO up to HI of SEGMENT, row of scalars, index of the first block sum."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where each segment lies in the arrays of one quantity: the array's number, and the first element in it."""
+
+    array: NDArray[np.int64]
+    offset: NDArray[np.int64]
+
+
+def tiles(sizes: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
+    """Table of tiles of all segments, given each one's size and its row of scalars."""
+    table = []
+    first = 0
+    for segment, (size, row) in enumerate(zip(sizes, rows, strict=True)):
+        for lo in range(0, size, TILE):
+            hi = min(size, lo + TILE)
+            table.append((lo, hi, row, segment, first))
+            first += -(-(hi - lo) // SUM_BLOCK)
+    return np.array(table, np.int64).reshape(-1, 5)
+
+
+def block_counts(sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Number of sum blocks before each segment, and of all."""
+    return np.cumsum([0, *(-(-size // SUM_BLOCK) for size in sizes)], dtype=np.int64)
+
+
+def equal_cuts(table: NDArray[np.int64], chunks: int) -> NDArray[np.int64]:
+    """Rows of a table at which it falls into chunks of about equal work."""
+    work = np.cumsum(table[:, HI] - table[:, LO])
+    wanted = work[-1] * np.arange(1, chunks) // chunks if len(work) else []
+    inner = np.searchsorted(work, wanted, side="right")
+    return np.unique(np.concatenate([[0], inner, [len(table)]])).astype(np.int64)
+
+
+def tree_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum over the first axis by the pairwise tree; zero for none."""
+    if not len(values):
+        return np.zeros(values.shape[1:])
+    while len(values) > 1:
+        paired = values[: len(values) // 2 * 2]
+        values = np.concatenate([paired[0::2] + paired[1::2], values[len(paired) :]])
+    return values[0]
+
+
+def lane_sums(terms: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Block sums of the terms of one segment, in their own dtype."""
+    blocks = -(-terms.size // SUM_BLOCK)
+    padded = np.zeros(blocks * SUM_BLOCK, terms.dtype)
+    padded[: terms.size] = terms
+    steps = padded.reshape(blocks, SUM_BLOCK // LANES, LANES)
+    lanes = np.zeros((blocks, LANES), terms.dtype)
+    for k in range(SUM_BLOCK // LANES):  # in order: what NumPy's own reductions do is not fixed
+        lanes += steps[:, k]
+    width = LANES // 2
+    while width:
+        lanes = lanes[:, :width] + lanes[:, width : 2 * width]
+        width //= 2
+    return lanes[:, 0]
