@@ -87,14 +87,14 @@ def resolve(name: str) -> Literal["numpy", "numba"]:
         return "numba"
     if name not in _NAMES:
         raise BackendUnavailable(f"backend must be 'auto' or one of {', '.join(map(repr, _NAMES))}, given {name!r}")
-    status = _status(name)  # type: ignore[arg-type]  # checked above
+    status = _status(name)
     if not status.available:
         raise BackendUnavailable(f"backend {name!r}: {status.reason}; {status.remedy}")
     return name  # type: ignore[return-value]
 
 
 def sweep_maker(backend: Literal["numpy", "numba"], threads: int | None) -> Callable[..., SweepOnArrays]:
-    """Constructor of sweeps on a backend; its library is loaded here and not before.
+    """Give the constructor of sweeps on a backend; its library is loaded here and not before.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _foreign(value: object, what: str) -> NDArray[Any]:
     if not hasattr(value, "__dlpack__"):
         raise ArrayError(f"{what} must be an array, given {type(value).__name__}")
     try:
-        return np.from_dlpack(value, copy=False)  # type: ignore[arg-type]
+        return np.from_dlpack(value, copy=False)
     except (RuntimeError, BufferError, TypeError, ValueError) as error:
         raise ArrayError(
             f"{what} cannot be shared with NumPy, given {type(value).__name__}: {str(error).splitlines()[0]}"

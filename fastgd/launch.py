@@ -26,8 +26,8 @@ class Rows:
         self._names = names
         self._pick: Callable[[Mapping[str, float]], Any] = itemgetter(*names) if names else lambda _: ()
         self._single = len(names) == 1
-        self._pack = struct.Struct(f"{len(names)}{'f' if dtype == np.float32 else 'd'}").pack_into
-        self._memory = memoryview(self.array).cast("B") if self.array.size else memoryview(bytearray())
+        self._pack = struct.Struct(f"={len(names)}{'f' if dtype == np.float32 else 'd'}").pack_into
+        self._memory = memoryview(self.array.data).cast("B") if self.array.size else memoryview(bytearray())
         self._stride = len(names) * dtype.itemsize
 
     def put(self, row: int, values: Mapping[str, float]) -> None:

@@ -160,7 +160,8 @@ class Optimizer:
             self._launches.append(Launch(p, rule, members, self._targets, self._make))
         if len(sets) > 1 and any(x.plan.level == "total" for x in self._launches):
             raise HyperparameterError(
-                f"{self._rule_class.__name__} sums over all parameters: its groups must agree in {', '.join(sets[0][0])}"
+                f"{self._rule_class.__name__} sums over all parameters: "
+                f"its groups must agree in {', '.join(sets[0][0])}"
             )
         self._norm = self._count = None
         if self._max_norm is not None or self._on_nonfinite != "propagate":
@@ -415,7 +416,7 @@ class Optimizer:
                     raise CheckpointError(f"the state's {key} must be {expected!r}, given {given!r}")
             rules = self._rules_of(state["param_groups"])
             self._check_states(state)
-            for rule, group, saved in zip(rules, self.param_groups, state["param_groups"], strict=True):
+            for rule, group in zip(rules, self.param_groups, strict=True):
                 group.update({n: getattr(rule, n) for n in self._names if not callable(group[n])})
             self._rules = rules
             self._seen = [None] * len(rules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -232,7 +233,7 @@ def _claim(segments: Sequence[Segment], group: list[int], patterns: Sequence[tup
 
 def _refuse_overlap(arrays: Sequence[NDArray[Any]]) -> None:
     spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays if a.nbytes)
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, end), (start, _) in pairwise(spans):
         if start < end:
             raise ArrayError("params must not share memory: an array, or a part of one, was given twice")
 

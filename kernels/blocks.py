@@ -42,7 +42,7 @@ def tiles(sizes: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
 
 
 def block_counts(sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Number of sum blocks before each segment, and of all."""
+    """Count the sum blocks before each segment, and of all."""
     return np.cumsum([0, *(-(-size // SUM_BLOCK) for size in sizes)], dtype=np.int64)
 
 
@@ -61,7 +61,8 @@ def tree_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
     while len(values) > 1:
         paired = values[: len(values) // 2 * 2]
         values = np.concatenate([paired[0::2] + paired[1::2], values[len(paired) :]])
-    return values[0]
+    summed: NDArray[np.float64] = values[0]
+    return summed
 
 
 def lane_sums(terms: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -77,4 +78,5 @@ def lane_sums(terms: NDArray[np.floating]) -> NDArray[np.floating]:
     while width:
         lanes = lanes[:, :width] + lanes[:, width : 2 * width]
         width //= 2
-    return lanes[:, 0]
+    sums: NDArray[np.floating] = lanes[:, 0]
+    return sums

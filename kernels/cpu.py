@@ -20,7 +20,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, config, njit, prange, types
+from numba import carray, njit, prange, types  # type: ignore[attr-defined]  # carray is public, unmarked
+from numba.core import config as _config
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -30,8 +31,9 @@ from fastgd.kernels.language import Sweep
 from fastgd.kernels.printers import scalar_text
 
 log = logging.getLogger("fastgd")
+config: Any = _config  # its attributes are made at run time
 
-FLAGS = {"error_model": "numpy", "nogil": True}  # Python's error model has a branch at every division: no vectors
+FLAGS: Any = {"error_model": "numpy", "nogil": True}  # Python's error model has a branch at every division: no vectors
 CROSSOVER = 32768  # elements in all from which two threads are faster than one
 CHUNKS_PER_THREAD = 8  # more than one, so that a layer that steals work can balance a busy core
 
@@ -54,7 +56,7 @@ def _sweep_sums(addresses, rows, table, cuts, sums):  # type: ignore[no-untyped-
 @intrinsic
 def _pointer(context, address, scalar):  # type: ignore[no-untyped-def]
     """Turn an address into a pointer to numbers of the given scalar type."""
-    signature = types.CPointer(scalar.dtype)(address, scalar)
+    signature = types.CPointer(scalar.dtype)(address, scalar)  # type: ignore[no-untyped-call]
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -143,8 +145,12 @@ def kernel(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) ->
             "_fold": _fold,
         }
         exec(compile(text, f"<{name}>", "exec"), names)
-        names["_rule"] = njit(**FLAGS)(names["_rule"])
-        template = specialise(_sweep_sums if sweep.sums else _sweep, name, _tile=njit(**FLAGS)(names["_tile"]))
+        for inner in ("_rule", "_tile"):
+            # The name is part of the machine code's symbol: two kernels that were cached by different processes would
+            # otherwise each bring a `_tile`, and the second one loaded would run the first one's.
+            names[inner].__qualname__ = f"{name}{inner}"
+            names[inner] = njit(**FLAGS)(names[inner])
+        template = specialise(_sweep_sums if sweep.sums else _sweep, name, _tile=names["_tile"])
         _KERNELS[name] = _jit(template, dtype, bool(sweep.sums), parallel)
     return _KERNELS[name]
 
@@ -200,7 +206,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def available_threads(asked: int | None = None) -> int:
-    """Number of threads to use: those asked for, or as many as the process may run at once.
+    """Decide how many threads to use: those asked for, or as many as the process may run at once.
 
     Affinity and the cgroup's CPU quota count, ``FASTGD_NUM_THREADS`` overrides both.
 
@@ -209,7 +215,7 @@ def available_threads(asked: int | None = None) -> int:
     HyperparameterError
         If more are asked for than Numba has (``NUMBA_NUM_THREADS``), or less than one.
     """
-    most = config.NUMBA_NUM_THREADS
+    most: int = config.NUMBA_NUM_THREADS
     source = "threads"
     if asked is None and (text := os.environ.get("FASTGD_NUM_THREADS")):
         source = "FASTGD_NUM_THREADS"

@@ -36,12 +36,12 @@ def sign(x: float) -> float:
 
 
 def minimum(a: float, b: float) -> float:
-    """The smaller of a and b; a NaN of either comes out; of equals, b."""
+    """Give the smaller of a and b; a NaN of either comes out; of equals, b."""
     return a if a < b or a != a else b
 
 
 def maximum(a: float, b: float) -> float:
-    """The larger of a and b; a NaN of either comes out; of equals, b."""
+    """Give the larger of a and b; a NaN of either comes out; of equals, b."""
     return a if a > b or a != a else b
 
 
@@ -351,7 +351,7 @@ class _Parser:
     def _expression(self, node: ast.expr) -> tuple[ast.expr, Kind]:
         match node:
             case ast.Constant(value=value):
-                if type(value) not in (int, float) or not math.isfinite(value):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                     self.refuse(node, "is no finite number")
                 return ast.Constant(float(value)), "constant"
             case ast.Name(id=name):

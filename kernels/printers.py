@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import struct
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastgd.kernels.errors import RuleError
 from fastgd.kernels.language import Sweep
@@ -53,15 +53,15 @@ def rounded(value: float, dtype: DType) -> float:
     """
     if dtype == "float32":
         try:
-            return float(struct.unpack("f", struct.pack("f", value))[0])
+            return float(struct.unpack("=f", struct.pack("=f", value))[0])
         except OverflowError:
             raise RuleError(f"the number {value!r} in a rule is not finite in float32") from None
     return value
 
 
 class _Printer:
-    conjunctions: dict[type[ast.boolop], str]
-    functions: dict[str, str]
+    conjunctions: ClassVar[dict[type[ast.boolop], str]]
+    functions: ClassVar[dict[str, str]]
 
     def __init__(self, dtype: DType) -> None:
         self.dtype: DType = dtype
@@ -74,13 +74,13 @@ class _Printer:
             case ast.Constant(value=value):
                 return self.literal(rounded(float(value), self.dtype))  # type: ignore[arg-type]
             case ast.BinOp(left=a, op=op, right=b):
-                return f"({e(a)} {_ARITHMETIC[type(op)]} {e(b)})"  # type: ignore[index]
+                return f"({e(a)} {_ARITHMETIC[type(op)]} {e(b)})"
             case ast.UnaryOp(op=ast.Not(), operand=a):
                 return self.negation(e(a))
             case ast.UnaryOp(op=ast.USub(), operand=a):
                 return f"(-{e(a)})"
             case ast.Compare(left=a, ops=[op], comparators=[b]):
-                return f"({e(a)} {_COMPARISON[type(op)]} {e(b)})"  # type: ignore[index]
+                return f"({e(a)} {_COMPARISON[type(op)]} {e(b)})"
             case ast.BoolOp(op=op, values=values):
                 return "(" + self.conjunctions[type(op)].join(map(e, values)) + ")"
             case ast.IfExp(test=c, body=a, orelse=b):
@@ -115,8 +115,8 @@ class _Python(_Printer):
 
 
 class _Numpy(_Python):
-    conjunctions = {ast.And: " & ", ast.Or: " | "}
-    functions = {"sqrt": "_np.sqrt", "abs": "_np.abs", "copysign": "_np.copysign"}
+    conjunctions: ClassVar = {ast.And: " & ", ast.Or: " | "}
+    functions: ClassVar = {"sqrt": "_np.sqrt", "abs": "_np.abs", "copysign": "_np.copysign"}
 
     def negation(self, condition: str) -> str:
         return f"(~{condition})"
@@ -126,8 +126,8 @@ class _Numpy(_Python):
 
 
 class _Scalar(_Python):
-    conjunctions = {ast.And: " and ", ast.Or: " or "}
-    functions = {"sqrt": "_math.sqrt", "abs": "abs", "copysign": "_math.copysign"}
+    conjunctions: ClassVar = {ast.And: " and ", ast.Or: " or "}
+    functions: ClassVar = {"sqrt": "_math.sqrt", "abs": "abs", "copysign": "_math.copysign"}
 
     def negation(self, condition: str) -> str:
         return f"(not {condition})"
@@ -137,8 +137,8 @@ class _Scalar(_Python):
 
 
 class _Cxx(_Printer):
-    conjunctions = {ast.And: " && ", ast.Or: " || "}
-    functions = {"sqrt": "fgd_sqrt", "abs": "fgd_abs", "copysign": "fgd_copysign"}
+    conjunctions: ClassVar = {ast.And: " && ", ast.Or: " || "}
+    functions: ClassVar = {"sqrt": "fgd_sqrt", "abs": "fgd_abs", "copysign": "fgd_copysign"}
 
     def name(self, name: str) -> str:
         return f"v_{name}"

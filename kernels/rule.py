@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -80,7 +79,7 @@ class Rule:
         """Refuse combinations of hyperparameters that make no sense; each alone is in its range."""
 
     def options(self) -> dict[str, object]:
-        """Static choices, by the names that the sweeps ask for; they are folded before compilation."""
+        """Give the static choices, by the names that the sweeps ask for; they are folded before compilation."""
         return {}
 
     def init(self) -> dict[str, object]:
@@ -201,8 +200,8 @@ def plan(rule: Rule, *, ema: bool = False, zero_grad: bool = False) -> Plan:
         unknown = set(combine.arrays) - set(sweeps[0].sums) - set(scalar_states)
         if unknown:
             raise RuleError(
-                f"{title}: combine takes `{unknown.pop()}`, which is neither a sum of measure ({', '.join(sweeps[0].sums)}) "
-                "nor a scalar state of init(); scalars come behind *"
+                f"{title}: combine takes `{unknown.pop()}`, which is neither a sum of measure "
+                f"({', '.join(sweeps[0].sums)}) nor a scalar state of init(); scalars come behind *"
             )
         given = prepared | set(combine.writes)
     sweeps.append(parse(functions["update"], options, given - {"gscale", "ema_c"}))
@@ -227,7 +226,7 @@ def state_name(rule: Rule, short: str) -> str:
 
 
 def describe(rule: Rule) -> dict[str, Any]:
-    """What a table of rules shows: states by their outer names, bytes per float32 parameter, options."""
+    """Say what a table of rules shows: states by their outer names, bytes per float32 parameter, options."""
     p = plan(rule)
     return {
         "rule": type(rule).__name__,
@@ -265,7 +264,6 @@ def _start(title: str, name: str, value: object, *, array: bool = False) -> Any:
     return float(value)
 
 
-@lru_cache(maxsize=256)
 def prepare_arguments(cls: type[Rule]) -> tuple[str, ...]:
     """Names of the scalar states that a rule's prepare takes behind t."""
     return tuple(inspect.signature(cls.prepare).parameters)[2:]

@@ -1,0 +1,88 @@
+"""Promise 1: the same bits from every print, thread count and shape of memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import RULE_CASES, SIZES, numbers, same_bits
+from cxx import GXX, CxxSweep
+
+import fastgd
+from fastgd import optimizer
+
+TAILS = {
+    "plain": {},
+    "tail": dict(ema_decay=0.9, zero_grad=True, max_norm=1.0, on_nonfinite="skip"),
+}
+
+
+def trace(rule_class, values, dtype, tail, special, **how):
+    """Everything that a few steps leave behind."""
+    rng = np.random.default_rng(1)
+    params = fastgd.FlatParams({f"w{i}": (n,) for i, n in enumerate(SIZES)}, dtype)
+    for view in params.values():
+        view[:] = numbers(rng, view.shape, dtype, special)
+    groups = [{"params": params}, {"match": ["w1", "w3", "w9"], "lr": values.get("lr", 0.1) * 0.37}]
+    opt = fastgd.Optimizer(groups, rule_class(**values), **TAILS[tail], **how)
+    left = []
+    for step in range(5):
+        for view in params.grad.values():
+            view[:] = numbers(rng, view.shape, dtype, special if step != 2 else 0.0)
+        opt.step(scale=0.5)
+        left.append(params.grad.flat.copy())
+        left.append(np.array([opt.t, opt.grad_norm or 0.0]))
+    left += [params.flat, *opt.state.values()]
+    if opt.ema is not None:
+        left.append(opt.ema[0].flat)
+    return left
+
+
+def assert_same(reference, other):
+    assert len(reference) == len(other)
+    for a, b in zip(reference, other, strict=True):
+        assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("special", [0.0, 0.001], ids=["finite", "special"])
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("rule_class", "values"), RULE_CASES)
+def test_every_print_gives_the_same_bits(rule_class, values, dtype, tail, special, monkeypatch):
+    arguments = (rule_class, values, dtype, tail, special)
+    reference = trace(*arguments, backend="numpy")
+    assert any(np.any(a != 0) for a in reference[-2:])
+    assert_same(reference, trace(*arguments, backend="numba", threads=1))
+    assert_same(reference, trace(*arguments, backend="numba", threads=2))
+    if GXX:
+        monkeypatch.setattr(optimizer, "sweep_maker", lambda backend, threads: CxxSweep)
+        assert_same(reference, trace(*arguments))
+
+
+@pytest.mark.skipif(GXX is None, reason="needs g++")
+def test_gxx_is_there():
+    """So that a run without the C++ print says so."""
+    assert GXX
+
+
+@pytest.mark.parametrize(("rule_class", "values"), RULE_CASES)
+def test_shape_of_memory_does_not_matter(rule_class, values):
+    """A FlatParams, a dict and a list of arrays: one launch each, the same bits."""
+    rng = np.random.default_rng(2)
+    start = {f"w{i}": numbers(rng, n, np.float32) for i, n in enumerate(SIZES)}
+    grads = [{k: numbers(rng, v.size, np.float32) for k, v in start.items()} for _ in range(3)]
+    flat, named, listed = fastgd.FlatParams(start), {k: v.copy() for k, v in start.items()}, None
+    listed = [v.copy() for v in start.values()]
+    optimizers = [fastgd.Optimizer(x, rule_class(**values)) for x in (flat, named, listed)]
+    for g in grads:
+        optimizers[0].step(g)
+        optimizers[1].step(g)
+        optimizers[2].step(list(g.values()))
+    for k, name in enumerate(start):
+        assert same_bits(flat[name], named[name])
+        assert same_bits(flat[name], listed[k])
+
+
+def test_parallel_launch_is_used():
+    """The two-thread runs above would prove nothing if they were serial."""
+    opt = fastgd.SGD(np.zeros(200_000, np.float32), threads=2)
+    assert opt._launches[0].sweeps[0]._parallel

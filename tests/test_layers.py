@@ -1,0 +1,110 @@
+"""Imports go downwards only (docs/architecture.md), and importing fastgd loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Lowest first; a module may import from layers below its own, and from its own.
+LAYERS = [
+    ["kernels.errors"],
+    ["kernels.language", "kernels.tail", "kernels.rule", "kernels.rules"],
+    ["kernels.printers", "kernels.storage", "kernels.blocks"],
+    ["kernels.cpu", "kernels.cuda_numba", "kernels.cuda_cupy", "kernels.reference"],
+    ["backend"],
+    ["flat"],
+    ["targets", "launch", "optimizer", "schedules"],
+    ["optimizers", "functional", "presets", "health"],
+    ["checkpoint", "distributed"],
+    ["nn"],
+    ["callbacks", "fit", "minimize"],
+    ["tune", "evaluate"],
+    ["interop", "bench"],
+    ["cli"],
+]
+STANDARD_ONLY = (
+    "kernels.errors",
+    "kernels.language",
+    "kernels.tail",
+    "kernels.rule",
+    "kernels.rules",
+    "kernels.printers",
+)
+OWNERS = {"numba": {"kernels.cpu", "bench.roofline"}, "cupy": {"kernels.cuda_cupy"}}
+
+
+def modules():
+    for folder, prefix in (("fastgd", ""), ("kernels", "kernels."), ("bench", "bench.")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inside = path.relative_to(ROOT / folder)
+            if inside.parts[0] in ("kernels", "bench") or inside.name.startswith("test_"):
+                continue
+            name = prefix + ".".join(inside.with_suffix("").parts)
+            yield name.removesuffix(".__init__").removesuffix("__init__").rstrip("."), path
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module in ("fastgd", "fastgd.kernels"):
+                yield from (f"{node.module}.{a.name}" for a in node.names)
+            else:
+                yield node.module
+
+
+def layer(module):
+    return next((i for i, names in enumerate(LAYERS) for n in names if module == n or module.startswith(f"{n}.")), None)
+
+
+def test_imports_go_downwards():
+    wrong = []
+    for name, path in modules():
+        own = layer(name)
+        if name in ("", "kernels"):  # public names only
+            continue
+        assert own is not None, f"{name} has no layer"
+        for imported in imports(path):
+            if not imported.startswith("fastgd."):
+                continue
+            other = layer(imported.removeprefix("fastgd."))
+            if other is not None and other > own:
+                wrong.append(f"{name} imports {imported}")
+    assert not wrong
+
+
+def test_rules_need_the_standard_library_only():
+    for name, path in modules():
+        if any(name == s or name.startswith(f"{s}.") for s in STANDARD_ONLY):
+            outside = {i.split(".")[0] for i in imports(path)} - set(sys.stdlib_module_names) - {"fastgd"}
+            assert not outside, f"{name} imports {outside}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_library_has_one_importer(library):
+    users = {n for n, path in modules() if any(i.split(".")[0] == library for i in imports(path))}
+    assert users <= OWNERS[library]
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, json, numpy, fastgd; fastgd.FlatParams; fastgd.backends(); print(json.dumps(sorted(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(json.loads(out.stdout))
+    assert "fastgd.flat" in loaded
+    assert not loaded & {"numba", "llvmlite", "cupy", "scipy", "typer", "rich", "matplotlib", "sklearn", "torch"}
+
+
+def test_kernels_refuse_to_be_top_level():
+    done = subprocess.run([sys.executable, "-c", "import kernels"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "this package is `fastgd.kernels`" in done.stderr
