@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from oracles import SETTINGS
 
 from fastgd.kernels.rules import RULES
 
-# Hyperparameters away from the defaults, one entry for each set of static options of a rule.
-CASES = {
-    "gd": [dict(lr=0.03)],
-    "sgd": [
-        dict(lr=0.1, weight_decay=0.01),
-        dict(lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.01),
-        dict(lr=0.1, momentum=0.8, nesterov=True),
-    ],
-    "adam": [
-        dict(lr=0.01, betas=(0.8, 0.95), weight_decay=0.1),
-        dict(lr=0.01, eps_mode="hat", eps=1e-3),
-        dict(lr=0.01, eps_mode="inside", amsgrad=True),
-        dict(lr=0.01, decoupled_weight_decay=True, weight_decay=0.2),
-    ],
-    "adamw": [dict(lr=0.01, betas=(0.7, 0.9)), dict(lr=0.01, amsgrad=True, weight_decay=0.3)],
-    "lion": [dict(lr=0.01, weight_decay=0.1)],
-    "lamb": [dict(lr=0.01, betas=(0.8, 0.95)), dict(lr=0.01, weight_decay=0.0, always_adapt=True)],
-}
-
 RULE_CASES = [
-    pytest.param(RULES[name], values, id=f"{name}-{k}")
-    for name in RULES
-    for k, values in enumerate(CASES.get(name, [{}]))
+    pytest.param(RULES[name], values, id=f"{name}-{k}") for name in RULES for k, values in enumerate(SETTINGS[name])
 ]
 
 SIZES = (1, 63, 64, 65, 0, 4095, 4096, 4097, 16384, 33331, 7)
