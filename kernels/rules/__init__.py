@@ -11,5 +11,3 @@ RULES: dict[str, type[Rule]] = {
     if isinstance(value, type) and issubclass(value, Rule) and value is not Rule
 }
 """Every rule by its lower-case name."""
-
-__all__ = ["GD", "LAMB", "RULES", "SGD", "Adam", "AdamW"]
