@@ -179,6 +179,30 @@ def adamw(
 
 
 @oracle(
+    dict(lr=0.01),
+    dict(lr=0.02, betas=(0.7, 0.9), weight_decay=0.3),
+    dict(lr=3e-3, betas=(0.95, 0.5), weight_decay=2.0),
+)
+def lion(
+    segments: Segments,
+    grads: Sequence[Segments],
+    *,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+) -> Result:
+    """Lion (Chen et al., arXiv:2302.06675, algorithm 2): the sign of one average, the memory of another."""
+    xs, zs = _double(segments), _zeros(segments)
+    a, b = betas
+    for step in grads:
+        for i, y in enumerate(_double(step)):
+            vote = np.sign(a * zs[i] + (1 - a) * y)
+            xs[i] = xs[i] - lr * (vote + weight_decay * xs[i])
+            zs[i] = b * zs[i] + (1 - b) * y
+    return xs, {"exp_avg": zs}
+
+
+@oracle(
     dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2),
     dict(lr=5e-3, weight_decay=0.0, eps=1e-2, always_adapt=True),
     dict(lr=0.01, weight_decay=0.0, betas=(0.5, 0.9)),

@@ -3,6 +3,7 @@
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules.adam import Adam, AdamW
 from fastgd.kernels.rules.lamb import LAMB
+from fastgd.kernels.rules.lion import Lion
 from fastgd.kernels.rules.sgd import GD, SGD
 
 RULES: dict[str, type[Rule]] = {
