@@ -123,9 +123,7 @@ class Optimizer:
         self._t = [0] * len(groups)
         for i in range(len(groups)):
             self._reread(i)
-        self._targets = Targets(
-            [g.get("params") for g in groups], [_patterns(i, g) for i, g in enumerate(groups)], single
-        )
+        self._targets = Targets(groups, single)
         self._build()
         self._start_states()
 
@@ -483,14 +481,6 @@ def _is_group_list(params: Any) -> bool:
         and bool(params)
         and all(isinstance(g, dict) and ("params" in g or "match" in g) for g in params)
     )
-
-
-def _patterns(index: int, group: Mapping[str, Any]) -> tuple[str, ...]:
-    match = group.get("match", ())
-    patterns = (match,) if isinstance(match, str) else tuple(match)
-    if not all(isinstance(p, str) for p in patterns):
-        raise HyperparameterError(f"group {index}: match must be a name pattern or several, given {match!r}")
-    return patterns
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -112,10 +112,8 @@ class Targets:
 
     Parameters
     ----------
-    given
-        What the user gave as ``params`` of each group; None for a group that takes segments by name pattern.
-    patterns
-        For each group the name patterns by which it takes segments from the other groups; empty for none.
+    groups
+        Each with ``params``, or with ``match``: name patterns by which it takes segments from the others.
     single
         Whether the user gave no list of groups.
 
@@ -125,18 +123,18 @@ class Targets:
         For arrays that cannot be updated in place, of different dtypes, or that share memory.
     """
 
-    def __init__(self, given: Sequence[Any], patterns: Sequence[tuple[str, ...]], single: bool) -> None:
+    def __init__(self, groups: Sequence[Mapping[str, Any]], single: bool) -> None:
         self._single = single
         self._forms: list[_Form] = []
         named: list[Segment] = []
         group: list[int] = []
-        for i, params in enumerate(given):
-            if params is not None:
-                form = _Form.of(params, "params" if single else f"params of group {i}")
+        for i, given in enumerate(groups):
+            if "params" in given:
+                form = _Form.of(given["params"], "params" if single else f"params of group {i}")
                 self._forms.append(form)
                 named += form.segments
                 group += [i] * len(form.segments)
-        _claim(named, group, patterns)
+        _claim(named, group, [_patterns(i, g) for i, g in enumerate(groups)])
         self.group = group
         laid = lay_out({str(i): s.shape for i, s in enumerate(named)})
         self.segments = tuple(p._replace(name=s.name) for p, s in zip(laid, named, strict=True))
@@ -213,6 +211,14 @@ class Targets:
                 index.append(len(arrays) - 1)
                 offsets.append(offset)
         return Arrays(arrays, Where(np.array(index, np.int64), np.array(offsets, np.int64)))
+
+
+def _patterns(index: int, group: Mapping[str, Any]) -> tuple[str, ...]:
+    match = group.get("match", ())
+    patterns = (match,) if isinstance(match, str) else match
+    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+        raise ArrayError(f"group {index}: match must be a name pattern or a list of them, given {match!r}")
+    return tuple(patterns)
 
 
 def _claim(segments: Sequence[Segment], group: list[int], patterns: Sequence[tuple[str, ...]]) -> None:

@@ -7,6 +7,7 @@ settings beside it are the hyperparameters that the tests run, each of them off 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -101,12 +102,13 @@ class _Moments:
         self.second[i] = self.b * self.second[i] + (1 - self.b) * y**2
         self.peak[i] = np.maximum(self.peak[i], self.second[i])  # of the raw average, as torch and Reddi et al.
         spread = self.peak[i] if self.amsgrad else self.second[i]
-        grown_a, grown_b = 1 - self.a**k, 1 - self.b**k
+        grown_a: float = 1 - self.a**k
+        grown_b: float = 1 - self.b**k
         mean = self.first[i] / grown_a
         if eps_mode == "outside":
             return mean / (np.sqrt(spread / grown_b) + eps)
         if eps_mode == "hat":
-            return np.sqrt(grown_b) * mean / (np.sqrt(spread) + eps)
+            return math.sqrt(grown_b) * mean / (np.sqrt(spread) + eps)
         if eps_mode == "inside":
             return mean / np.sqrt(spread / grown_b + eps)
         raise ValueError(f"eps_mode must be 'outside', 'hat' or 'inside', given {eps_mode!r}")
