@@ -124,6 +124,7 @@ class Optimizer:
         for i in range(len(groups)):
             self._reread(i)
         self._targets = Targets(groups, single)
+        self._largest = float(np.finfo(self._targets.dtype).max)
         self._build()
         self._start_states()
 
@@ -249,9 +250,13 @@ class Optimizer:
         with self._lock:
             if grads is not self._bound or self._gradients is None:
                 self._bind_gradients(grads)
-            factor = -scale if self._maximize else scale
             if scale != 1.0:
-                factor = math.copysign(1.0, -1.0 if self._maximize else 1.0) * _number("scale", scale)
+                scale = _number("scale", scale)
+                if abs(scale) > self._largest:
+                    raise HyperparameterError(
+                        f"scale must be a number that {self._targets.dtype} holds, given {scale!r}"
+                    )
+            factor = -scale if self._maximize else scale
             if self._norm is not None:
                 clipped = self._measure_gradient(factor)
                 if clipped is None:
@@ -311,19 +316,18 @@ class Optimizer:
         """Norm, check and clip: the gradient's factor, or None where the step is skipped."""
         norm = self._gradient_norm(factor)
         if not math.isfinite(norm):
-            if self._nonfinite_elements(factor):
+            # What is clipped may pass float32's range in between; what is not is an overflow.
+            if self._nonfinite_elements(factor if self._max_norm is None else 1.0):
                 if self._on_nonfinite == "raise":
-                    raise NonFiniteError(self._first_nonfinite())
+                    raise NonFiniteError(self._first_nonfinite(factor))
                 if self._on_nonfinite == "skip":
                     self.grad_norm = norm
                     if self._zero_grad:
                         self._clear(self._gradients)
                     return None
-            else:
-                # finite gradients whose squares overflow: the same norm, of a gradient scaled by a power of two
-                shift = 80 if self._targets.dtype == np.float32 else 600
-                small = self._gradient_norm(math.ldexp(factor, -shift))
-                norm = small * 2.0**shift
+            else:  # finite gradients whose squares overflow
+                shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**600
+                norm = self._gradient_norm(1 / shift) * shift * abs(factor)
         self.grad_norm = norm
         if self._max_norm is None:
             return factor
@@ -337,15 +341,17 @@ class Optimizer:
 
     def _nonfinite_elements(self, factor: float) -> int:
         assert self._count is not None
-        return int(tree_sum(self._count.sums(np.zeros((1, 0), self._targets.dtype)))[0])
+        return int(tree_sum(self._count.sums(np.array([[factor]], self._targets.dtype)))[0])
 
-    def _first_nonfinite(self) -> str:
+    def _first_nonfinite(self, factor: float) -> str:
         assert self._gradients is not None
         for segment, part in zip(self._targets.segments, self._targets.views(self._gradients), strict=True):
-            bad = np.flatnonzero(~np.isfinite(part))
+            with np.errstate(all="ignore"):
+                bad = np.flatnonzero(~np.isfinite(part * part.dtype.type(factor)))
             if bad.size:
                 index = tuple(map(int, np.unravel_index(bad[0], segment.shape)))
-                return f"the gradient of {segment.name!r} is {part[bad[0]]} at {index}; nothing was changed"
+                scaled = f", times {factor:g}," if np.isfinite(part[bad[0]]) else ""
+                return f"the gradient of {segment.name!r} is {part[bad[0]]!s}{scaled} at {index}; nothing was changed"
         raise AssertionError("a non-finite element was counted and is not there")
 
     # ---- gradients, groups, state

@@ -70,7 +70,7 @@ class Rule:
     def __post_init__(self) -> None:
         """Check every hyperparameter and bring it to a plain Python value."""
         for f in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            declared = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+            declared = f.type.__name__ if isinstance(f.type, type) else str(f.type)
             value = self._checked(f.name, declared.strip(), getattr(self, f.name))
             object.__setattr__(self, f.name, value)
         self.check()

@@ -50,9 +50,9 @@ def gradient_norm() -> Sweep:
 
 
 def nonfinite_count() -> Sweep:
-    """Sweep that counts the elements of the gradient that are NaN or infinite."""
+    """Sweep that counts the elements of the scaled gradient that are NaN or infinite."""
 
     def measure(g: Any) -> Any:
         return total(count=g - g != 0)
 
-    return parse(measure, {}, ())
+    return _scale_gradient(parse(measure, {}, ()))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 import fastgd
+from fastgd.kernels import Rule
 from fastgd.kernels.errors import (
     ArrayError,
     BackendUnavailable,
@@ -171,6 +173,28 @@ def test_large_finite_gradients_are_clipped_not_skipped(dtype, size):
     opt.step(np.full(4, size, dtype))
     np.testing.assert_allclose(p, -0.5, rtol=1e-6)
     np.testing.assert_allclose(opt.grad_norm, 2 * size, rtol=1e-6)
+
+
+def test_overflow_by_scale_is_an_overflow_unless_clipped():
+    g = np.array([3e38, 1.0], np.float32)
+    p = np.zeros(2, np.float32)
+    opt = fastgd.SGD(p, lr=1.0, on_nonfinite="raise")
+    with pytest.raises(NonFiniteError, match=r"3e\+38, times 100, at \(0,\)"):
+        opt.step(g, scale=100.0)
+    assert p.tolist() == [0, 0]
+    fastgd.SGD(p, lr=1.0, on_nonfinite="raise", max_norm=2.0).step(g, scale=1e30)
+    np.testing.assert_allclose(p, [-2.0, 0.0], atol=1e-6)
+    with pytest.raises(HyperparameterError, match="float32 holds, given 1e\\+40"):
+        opt.step(g, scale=1e40)
+
+
+def test_annotations_may_be_real_types():
+    """A rule without `from __future__ import annotations`, as in the README."""
+    fields = {"lr": float, "betas": tuple[float, float], "nesterov": bool, "mode": str}
+    cls = dataclass(frozen=True, kw_only=True)(type("Typed", (Rule,), {"__annotations__": fields}))
+    assert cls(lr=1, betas=[0.5, 0.6], nesterov=True, mode="x").betas == (0.5, 0.6)
+    with pytest.raises(HyperparameterError, match="2 numbers"):
+        cls(lr=1, betas=(0.5,), nesterov=True, mode="x")
 
 
 def test_clip_with_nan_norm_propagates():
