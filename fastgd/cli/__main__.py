@@ -1,0 +1,5 @@
+"""Lets ``python -m fastgd.cli`` be the command."""
+
+from fastgd.cli import main
+
+main()

@@ -1,0 +1,104 @@
+"""The command `fastgd bench`: whole optimizer steps against the peers and the roof of this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_QUICK = ("4k,1M", "roof,numpy-textbook,numpy-inplace", 3)  # sizes, peers, rounds
+_FULL = ("4k,1M,64M", "all", 9)
+
+
+def bench(
+    rules: Annotated[str, typer.Option(help="Rules by lower-case name, or all.")] = "adamw,sgd",
+    sizes: Annotated[
+        str | None, typer.Option(help=f"Elements; k, M, G are powers of 1024; by default {_FULL[0]}.")
+    ] = None,
+    dtypes: Annotated[str, typer.Option(help="float32, float64 or both.")] = "float32",
+    backends: Annotated[str, typer.Option(help="fastgd's own backends that take part.")] = "numba,numpy",
+    threads: Annotated[
+        int | None, typer.Option(help="For every peer; by default all that this process may use.")
+    ] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="Foreign peers, with roof for the machine's limit; by default all.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help=f"Rounds in which the peers take turns; by default {_FULL[2]}.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds, NumPy and the roof only.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here, as Markdown.")] = None,
+) -> None:
+    """Time whole optimizer steps against NumPy, torch and others, each in its own process and checked first."""
+    usual_sizes, usual_peers, usual_rounds = _QUICK if quick else _FULL
+    counts = [_size(text) for text in _split(sizes or usual_sizes)]
+    chosen = _split(peers or usual_peers)
+    for path, name in ((json, "--json"), (markdown, "--markdown")):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{name}: no directory {path.absolute().parent} to write {path.name} into")
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from fastgd.bench.report import write_json, write_markdown
+    from fastgd.bench.run import run
+    from fastgd.kernels.errors import FastGDError
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("starting")
+            report = run(
+                None if rules == "all" else _split(rules),
+                counts,
+                _split(dtypes),
+                _split(backends),
+                threads,
+                None if chosen == ["all"] else chosen,
+                rounds=usual_rounds if rounds is None else rounds,
+                progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+            )
+    except FastGDError as error:
+        raise typer.BadParameter(str(error)) from None
+    _show(report)
+    if json is not None:
+        write_json(report, json)
+    if markdown is not None:
+        write_markdown(report, markdown)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([1-9][0-9]*) ?([kmg]?)", text.lower())
+    if match is None:
+        raise typer.BadParameter(f"a size must be a number such as 1000, 4k or 64M, given {text!r}")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastgd.bench.report import COLUMNS, machine_line, tables
+
+    console = Console(highlight=False, markup=False)
+    for title, rows in tables(report):
+        console.print(f"\n{title}")
+        table = Table(COLUMNS[0])
+        for name in COLUMNS[1:]:
+            table.add_column(name, justify="right", no_wrap=True)
+        skipped = [row for row in rows if row[1].startswith("skipped")]
+        for row in rows:
+            if row not in skipped:
+                table.add_row(*row)
+        console.print(table)
+        for row in skipped:
+            console.print(f"{row[0]} {row[1]}")
+    console.print(f"\n{machine_line(report)}")

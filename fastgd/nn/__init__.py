@@ -1,0 +1,5 @@
+"""Small networks to train without a framework, over a FlatParams."""
+
+from fastgd.nn.mlp import MLP
+
+__all__ = ["MLP"]

@@ -1,0 +1,123 @@
+"""A multi-layer perceptron for classification, with its gradient by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fastgd.flat import FlatParams
+from fastgd.kernels.errors import ArrayError, HyperparameterError
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Dense layers with ReLU between them, and softmax cross-entropy on the last.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Features, widths of the hidden layers, classes: at least two numbers, each >= 1.
+
+    Raises
+    ------
+    HyperparameterError
+        For other widths.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> net = fastgd.nn.MLP((2, 8, 2))
+    >>> params = net.init(seed=0)
+    >>> x = np.float32([[0, 0], [0, 1], [1, 0], [1, 1]])
+    >>> y = np.array([0, 1, 1, 0])
+    >>> history = fastgd.fit(net.loss_and_grad, fastgd.Adam(params, lr=0.05), (x, y), epochs=200)
+    >>> net.predict(params, x).tolist()
+    [0, 1, 1, 0]
+    """
+
+    widths: Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Check the widths."""
+        widths = tuple(self.widths)
+        if len(widths) < 2 or not all(isinstance(w, int) and not isinstance(w, bool) and w >= 1 for w in widths):
+            raise HyperparameterError(f"widths must be two or more whole numbers, at least 1, given {self.widths!r}")
+
+    @property
+    def layers(self) -> tuple[tuple[str, str], ...]:
+        """Names of each layer's weight, of shape (inputs, outputs), and bias."""
+        return tuple((f"layer{i}.weight", f"layer{i}.bias") for i in range(1, len(self.widths)))
+
+    def init(self, seed: int = 0, dtype: DTypeLike = np.float32) -> FlatParams:
+        """Draw weights for ReLU (He et al., arXiv:1502.01852: variance 2 / inputs); biases start at zero."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for (weight, bias), (inputs, outputs) in zip(self.layers, pairwise(self.widths), strict=True):
+            shapes[weight], shapes[bias] = (inputs, outputs), (outputs,)
+        params = FlatParams(shapes, dtype)
+        rng = np.random.default_rng(seed)
+        for weight, _ in self.layers:
+            inputs = params[weight].shape[0]
+            params[weight] = rng.standard_normal(params[weight].shape) * np.sqrt(2 / inputs)
+        return params
+
+    def logits(self, params: FlatParams, x: NDArray[Any]) -> NDArray[Any]:
+        """Give the last layer's outputs, of shape (samples, classes)."""
+        return self._forward(params, x)[-1]
+
+    def predict(self, params: FlatParams, x: NDArray[Any]) -> NDArray[np.intp]:
+        """Give the most probable class of each sample."""
+        classes: NDArray[np.intp] = self.logits(params, x).argmax(axis=1)
+        return classes
+
+    def accuracy(self, params: FlatParams, x: NDArray[Any], y: NDArray[Any]) -> float:
+        """Give the share of samples whose class is predicted, 0 to 1."""
+        return float(np.mean(self.predict(params, x) == y))
+
+    def loss_and_grad(self, params: FlatParams, x: NDArray[Any], y: NDArray[Any]) -> float:
+        """Give the mean cross-entropy of a batch, in nats, and fill ``params.grad``.
+
+        Parameters
+        ----------
+        params : FlatParams
+            Of `init`.
+        x : array of shape (samples, features)
+            Inputs.
+        y : array of shape (samples,)
+            Classes, from 0.
+
+        Raises
+        ------
+        ArrayError
+            For inputs of another shape.
+        """
+        outputs = self._forward(params, x)
+        z = outputs[-1] - outputs[-1].max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(z).sum(axis=1, keepdims=True))
+        rows = np.arange(len(x))
+        loss = float(np.mean(log_sum[:, 0] - z[rows, y], dtype=np.float64))
+        delta = np.exp(z - log_sum)
+        delta[rows, y] -= 1
+        delta /= len(x)
+        for k in range(len(self.layers) - 1, -1, -1):
+            weight, bias = self.layers[k]
+            np.matmul(outputs[k].T, delta, out=params.grad[weight])
+            np.sum(delta, axis=0, out=params.grad[bias])
+            if k:
+                delta = (delta @ params[weight].T) * (outputs[k] > 0)
+        return loss
+
+    def _forward(self, params: FlatParams, x: NDArray[Any]) -> list[NDArray[Any]]:
+        """Input and output of every layer."""
+        if x.ndim != 2 or x.shape[1] != self.widths[0]:
+            raise ArrayError(f"x must have shape (samples, {self.widths[0]}), given {x.shape}")
+        outputs = [np.asarray(x, params.dtype)]
+        for weight, bias in self.layers:
+            if len(outputs) > 1:
+                np.maximum(outputs[-1], 0, out=outputs[-1])
+            outputs.append(outputs[-1] @ params[weight] + params[bias])
+        return outputs
