@@ -49,21 +49,29 @@ def bench(
     from fastgd.kernels.errors import FastGDError
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("starting")
+
+    def show(text: str, done: int, total: int) -> None:
+        bar.start()  # now, not before: wrong arguments are one line
+        bar.update(task, description=text, completed=done, total=total)
+
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("starting")
-            report = run(
-                None if rules == "all" else _split(rules),
-                counts,
-                _split(dtypes),
-                _split(backends),
-                threads,
-                None if chosen == ["all"] else chosen,
-                rounds=usual_rounds if rounds is None else rounds,
-                progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
-            )
+        report = run(
+            None if rules == "all" else _split(rules),
+            counts,
+            _split(dtypes),
+            _split(backends),
+            threads,
+            None if chosen == ["all"] else chosen,
+            rounds=usual_rounds if rounds is None else rounds,
+            progress=show,
+        )
     except FastGDError as error:
         raise typer.BadParameter(str(error)) from None
+    finally:
+        if bar.live.is_started:
+            bar.stop()
     _show(report)
     if json is not None:
         write_json(report, json)

@@ -1,0 +1,217 @@
+"""The peers: whoever has a rule, made ready to take steps on the same data.
+
+A peer is made in a process of its own (`fastgd.bench.worker`). Its library is loaded there and nowhere else; a peer
+whose library is missing says so by the ImportError.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd.bench.cases import Case
+
+Array = NDArray[Any]
+
+
+class Unsupported(Exception):
+    """The peer's library is here but has not this rule or dtype."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer that holds its arrays.
+
+    Attributes
+    ----------
+    step
+        Takes one step and returns when it is done.
+    parameters
+        Gives the parameters as they are now, or None for the roof, which computes nothing.
+    set_gradient
+        Takes over the values of an array.
+    consumes_gradient
+        Whether a step destroys the gradient, so that it must be set again before the next.
+    """
+
+    step: Callable[[], object]
+    parameters: Callable[[], Array] | None
+    set_gradient: Callable[[Array], object]
+    consumes_gradient: bool = False
+
+
+def _fastgd(backend: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
+    from fastgd.optimizer import Optimizer
+
+    optimizer = Optimizer(p, case.build(), backend=backend, threads=threads if backend == "numba" else None)
+    return Peer(partial(optimizer.step, g), lambda: p, partial(np.copyto, g))
+
+
+def _roof(case: Case, p: Array, g: Array, threads: int) -> Peer:
+    from fastgd.bench.roofline import arrays, sweep
+
+    return Peer(sweep(*arrays(p, g, *case.streams()), threads=threads), None, partial(np.copyto, g))
+
+
+def _numpy(kind: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
+    from fastgd.bench.baselines import IN_PLACE, TEXTBOOK
+
+    step = {"textbook": TEXTBOOK, "inplace": IN_PLACE}[kind][case.rule](p, g, **case.full())
+    latest = [p]
+
+    def take() -> None:
+        latest[0] = step()
+
+    return Peer(take, lambda: latest[0], partial(np.copyto, g))
+
+
+def _numexpr(case: Case, p: Array, g: Array, threads: int) -> Peer:
+    import numexpr
+
+    numexpr.set_num_threads(threads)
+    h = case.full()
+    states = {
+        name: np.zeros_like(p) for name in {"sgd": "m", "lion": "m", "adam": "mv", "adamw": "mv"}.get(case.rule, "")
+    }
+    arrays = {"p": p, "g": g, **states}
+    t = 0
+
+    def scalars() -> dict[str, float]:
+        decay = 1 - h["lr"] * h.get("weight_decay", 0.0)
+        if case.rule in ("gd", "sgd"):
+            return dict(lr=h["lr"], mu=h.get("momentum", 0.0))
+        b1, b2 = h["betas"]
+        moments = dict(decay=decay, b1=b1, c1=1 - b1, b2=b2, c2=1 - b2)
+        if case.rule == "lion":
+            return dict(moments, lr=h["lr"])
+        root = (1 - b2**t) ** 0.5
+        return dict(moments, lr=h["lr"] * root / (1 - b1**t), eps=h["eps"] * root)
+
+    adam = (("m", "b1*m + c1*g"), ("v", "b2*v + c2*g*g"), ("p", "decay*p - lr*m/(sqrt(v) + eps)"))
+    lines = {
+        "gd": (("p", "p - lr*g"),),
+        "sgd": (("m", "mu*m + g"), ("p", "p - lr*m")),
+        "adam": adam,
+        "adamw": adam,
+        "lion": (("p", "decay*p - where(b1*m + c1*g > 0, lr, -lr)"), ("m", "b2*m + c2*g")),
+    }[case.rule]
+
+    def step() -> None:
+        nonlocal t
+        t += 1
+        given = arrays | {name: p.dtype.type(value) for name, value in scalars().items()}
+        for target, text in lines:
+            numexpr.evaluate(text, local_dict=given, global_dict={}, out=arrays[target])
+
+    return Peer(step, lambda: p, partial(np.copyto, g))
+
+
+def _torch_parameter(p: Array, g: Array, threads: int) -> tuple[Any, Any]:
+    import torch
+
+    torch.set_num_threads(threads)
+    parameter = torch.nn.Parameter(torch.from_numpy(p))
+    parameter.grad = torch.from_numpy(g)
+    return torch, parameter
+
+
+def _torch(how: dict[str, bool], case: Case, p: Array, g: Array, threads: int) -> Peer:
+    torch, parameter = _torch_parameter(p, g, threads)
+    h = case.full()
+    names = ("lr", "momentum", "betas", "eps", "weight_decay")
+    kind = {"gd": "SGD", "sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[case.rule]
+    optimizer = getattr(torch.optim, kind)([parameter], **{n: h[n] for n in names if n in h}, **how)
+    return Peer(optimizer.step, lambda: p, partial(np.copyto, g))
+
+
+def _optax(case: Case, p: Array, g: Array, threads: int) -> Peer:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import optax
+
+    jax.config.update("jax_enable_x64", p.dtype == np.float64)
+    h = case.full()
+    lr = h["lr"]
+    betas = dict(zip(("b1", "b2"), h.get("betas", ()), strict=False))
+    rest = {name: h[name] for name in ("eps", "weight_decay") if name in h and case.rule != "adam"}
+    transform = {
+        "gd": lambda: optax.sgd(lr),
+        "sgd": lambda: optax.sgd(lr, momentum=h["momentum"]),
+        "adam": lambda: optax.adam(lr, **betas, eps=h["eps"]),
+        "adamw": lambda: optax.adamw(lr, **betas, **rest),
+        "lion": lambda: optax.lion(lr, **betas, **rest),
+        "lamb": lambda: optax.lamb(lr, **betas, **rest),
+    }[case.rule]()
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(p: Any, state: Any, g: Any) -> Any:
+        change, state = transform.update(g, state, p)
+        return optax.apply_updates(p, change), state
+
+    held = [jax.numpy.array(p), None, jax.numpy.array(g)]
+    held[1] = transform.init(held[0])
+
+    def step() -> None:
+        held[0], held[1] = jax.block_until_ready(update(*held))
+
+    def set_gradient(values: Array) -> None:
+        held[2] = jax.numpy.array(values)
+
+    return Peer(step, lambda: np.asarray(held[0]), set_gradient)
+
+
+def _deepspeed(case: Case, p: Array, g: Array, threads: int) -> Peer:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    if p.dtype != np.float32:
+        raise Unsupported("float32 only")
+    _, parameter = _torch_parameter(p, g, threads)
+    h = case.full()
+    if case.rule == "lion":
+        from deepspeed.ops.lion import DeepSpeedCPULion
+
+        optimizer = DeepSpeedCPULion([parameter], **h)
+    else:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        given = {name: h[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        optimizer = DeepSpeedCPUAdam([parameter], **given, adamw_mode=case.rule == "adamw")
+    return Peer(optimizer.step, lambda: p, partial(np.copyto, g))
+
+
+def _thinc(case: Case, p: Array, g: Array, threads: int) -> Peer:
+    from thinc.api import Adam
+
+    if p.dtype != np.float32:
+        raise Unsupported("float32 only")
+    h = case.full()
+    b1, b2 = h["betas"]
+    optimizer = Adam(h["lr"], beta1=b1, beta2=b2, eps=h["eps"], L2=h["weight_decay"], grad_clip=0.0)
+    latest = [p]
+
+    def step() -> None:
+        latest[0], _ = optimizer((0, "p"), latest[0], g)
+
+    return Peer(step, lambda: latest[0], partial(np.copyto, g), consumes_gradient=True)
+
+
+PEERS: dict[str, Callable[[Case, Array, Array, int], Peer]] = {
+    "roof": _roof,
+    "fastgd-numba": partial(_fastgd, "numba"),
+    "fastgd-numpy": partial(_fastgd, "numpy"),
+    "numpy-textbook": partial(_numpy, "textbook"),
+    "numpy-inplace": partial(_numpy, "inplace"),
+    "numexpr": _numexpr,
+    "torch-loop": partial(_torch, {"foreach": False}),
+    "torch-foreach": partial(_torch, {"foreach": True}),
+    "torch-fused": partial(_torch, {"fused": True}),
+    "optax": _optax,
+    "deepspeed": _deepspeed,
+    "thinc": _thinc,
+}
+"""Every peer by name: takes the case, parameters and gradient that it may keep, and a number of threads."""

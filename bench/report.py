@@ -1,0 +1,92 @@
+"""A report as JSON, the source of truth, and as Markdown made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("peer", "time", "± IQR", "GB/s", "of roof", "vs fastgd", "max ULP")
+"""Columns of a table of one rule, size and dtype; `vs fastgd` is the time as a multiple of fastgd-numba's."""
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    """Write the report as it is."""
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def write_markdown(report: dict[str, Any], path: Path) -> None:
+    """Write the tables."""
+    path.write_text(markdown(report))
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Set every row in a table, the machine under each."""
+    parts = ["# fastgd bench\n"]
+    for title, cells in tables(report):
+        parts += [f"## {title}\n", _table(cells), f"{machine_line(report)}\n"]
+    return "\n".join(parts)
+
+
+def tables(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Give a title and rows of text, by the columns of `COLUMNS`, for each rule, size and dtype."""
+    made = []
+    for (rule, n, dtype, regime), group in groupby(
+        report["rows"], key=lambda r: (r["rule"], r["n"], r["dtype"], r["regime"])
+    ):
+        rows = list(group)
+        own = next((r["seconds"] for r in rows if r["peer"] == "fastgd-numba"), None)
+        hyper = ", ".join(f"{k}={v}" for k, v in report["cases"][rule]["hyper"].items() if v is not False)
+        title = f"{rule} {dtype}, {size_text(n)} elements ({regime}); {hyper}"
+        made.append((title, [_cells(row, own, report["ulp_limit"]) for row in rows]))
+    return made
+
+
+def machine_line(report: dict[str, Any]) -> str:
+    """Say in one line what the figures were measured on."""
+    m = report["machine"]
+    versions = " ".join(f"{name} {version}" for name, version in m["versions"].items())
+    layer = m["threading_layer"] or "no parallel launch"
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['simd']}; {m['threads']} threads ({layer}); "
+        f"Python {m['python']}, {versions}; commit {m['git'] or 'none'}; load {m['load']:.1f}; {m['time']}"
+    )
+
+
+def size_text(n: int) -> str:
+    """Write a number of elements as a person does: 4 k, 1 M, 1000."""
+    for unit, name in ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "k")):
+        if n % unit == 0:
+            return f"{n // unit} {name}"
+    return str(n)
+
+
+def time_text(seconds: float) -> str:
+    """Write a time with three digits and its unit."""
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _cells(row: dict[str, Any], own: float | None, limit: float) -> tuple[str, ...]:
+    if row["skipped"] is not None:
+        return (row["peer"], f"skipped: {row['skipped']}", *[""] * (len(COLUMNS) - 2))
+    error = row["max_ulp"]
+    return (
+        row["peer"],
+        time_text(row["seconds"]),
+        time_text(row["iqr"]),
+        f"{row['gbps']:.1f}",
+        "" if row["roof_share"] is None else f"{row['roof_share']:.0%}",
+        "" if own is None else f"{row['seconds'] / own:.2f}",
+        "" if error is None else f"{error:.1f}" if error <= limit else f"WRONG: {error:.3g}",
+    )
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
