@@ -21,6 +21,10 @@ from fastgd.bench.cases import CASES, GRADIENT_FACTORS, data, max_ulp, reference
 from fastgd.bench.peers import PEERS, Peer, Unsupported
 
 _MOST_CALLS = 2000
+_WARM_UP = 3
+_REST = (
+    0.05  # seconds; the idle threads of another peer's OpenMP spin about 15 ms, and cost a short step 10 times its own
+)
 
 
 class Worker:
@@ -100,7 +104,7 @@ def _open(request: dict[str, Any], threads: int) -> tuple[Peer | None, dict[str,
 
 
 def _time(peer: Peer, seconds: float, gradient: Any) -> float:
-    """Mean time of one step over about so many seconds; one step before them is not counted."""
+    """Mean time of one step over about so many seconds, after a rest and a few steps that are not counted."""
 
     def once() -> float:
         if peer.consumes_gradient:
@@ -109,8 +113,8 @@ def _time(peer: Peer, seconds: float, gradient: Any) -> float:
         peer.step()
         return time.perf_counter() - start
 
-    first = once()
-    calls = max(1, min(_MOST_CALLS, int(seconds / first)))
+    time.sleep(_REST)
+    calls = max(1, min(_MOST_CALLS, int(seconds / min(once() for _ in range(_WARM_UP)))))
     if peer.consumes_gradient:
         return sum(once() for _ in range(calls)) / calls
     step = peer.step

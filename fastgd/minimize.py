@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -130,32 +131,35 @@ def minimize(
     problem = _Problem(fun, jac, x)
     optimizer = Optimizer(x, rule, backend=backend)
     iterates = [x.copy()]
-    status = EXHAUSTED
-    nit = 0
-    gradient: NDArray[Any] = np.full_like(x, np.nan)
-    for nit in range(max_iter + 1):
-        if nit == max_iter:
-            break
-        gradient = problem.gradient(x)
-        if not np.isfinite(gradient).all():
-            status = DIVERGED
-            break
-        if tol > 0 and np.abs(gradient).max(initial=0.0) <= tol:
-            status = CONVERGED
-            break
-        optimizer.step(gradient)
-        if history:
-            iterates.append(x.copy())
-        if callback is not None and not _carry_on(callback, problem, x, gradient, nit + 1):
-            status, nit = STOPPED, nit + 1
-            break
-    value = problem.value(x)
-    if status == EXHAUSTED and not np.isfinite(x).all():
+    status, nit = EXHAUSTED, 0
+    with np.errstate(all="ignore"):  # what overflows is found here and reported
+        while nit < max_iter:
+            gradient = problem.gradient()
+            if not (np.isfinite(gradient).all() and problem.known_is_finite()):
+                status = DIVERGED
+                break
+            if tol > 0 and np.abs(gradient).max(initial=0.0) <= tol:
+                status = CONVERGED
+                break
+            optimizer.step(gradient)
+            problem.moved()
+            nit += 1
+            if history:
+                iterates.append(x.copy())
+            if not np.isfinite(x).all():
+                status = DIVERGED
+                break
+            if callback is not None and not _carry_on(callback, problem, nit):
+                status = STOPPED
+                break
+        # many functions raise at infinity, where there is nothing to learn from them
+        value = problem.value() if np.isfinite(x).all() else math.nan
+    if status in (CONVERGED, EXHAUSTED) and not np.isfinite(value).all():
         status = DIVERGED
     result = OptimizeResult(
-        x=_given_form(x),
+        x=_result_form(x),
         fun=value,
-        jac=_given_form(problem.last(gradient)),
+        jac=_result_form(problem.g),
         nit=nit,
         nfev=problem.nfev,
         njev=problem.njev,
@@ -172,18 +176,19 @@ def _message(status: int, nit: int, rule: Rule, tol: float) -> str:
     if status == CONVERGED:
         return f"converged: no element of the gradient is larger than {tol:g}, after {nit} iterations"
     if status == DIVERGED:
+        if nit == 0:
+            return "not finite: the function or its gradient at x0"
         lr = getattr(rule, "lr", None)
         advice = f"; try a learning rate below {lr:g}" if lr else ""
-        return f"diverged: the gradient or x is not finite after {nit} iterations{advice}"
+        return f"diverged: x, the gradient or the function is not finite after {nit} iterations{advice}"
     if status == STOPPED:
         return f"stopped by the callback after {nit} iterations"
     return f"max_iter reached: {nit} iterations" + (f", tol {tol:g} not met" if tol else "")
 
 
-def _carry_on(
-    callback: Callable[[OptimizeResult], object], problem: _Problem, x: NDArray[Any], gradient: NDArray[Any], nit: int
-) -> bool:
-    state = OptimizeResult(x=_given_form(x.copy()), fun=problem.value(x), jac=_given_form(gradient), nit=nit)
+def _carry_on(callback: Callable[[OptimizeResult], object], problem: _Problem, nit: int) -> bool:
+    value = problem.value()  # first: with jac=True it brings the gradient too
+    state = OptimizeResult(x=_result_form(problem.x), fun=value, jac=_result_form(problem.g), nit=nit)
     try:
         callback(state)
     except StopIteration:
@@ -192,55 +197,70 @@ def _carry_on(
 
 
 class _Problem:
-    """The user's function and gradient, counted; a value that is known for an x is not computed twice."""
+    """The user's function and gradient at the current x, counted; neither is computed twice for one x.
+
+    They are given copies of x, which the caller may keep or write, and of the gradient one is kept.
+    """
 
     def __init__(self, fun: Callable[[Any], Any], jac: Any, x: NDArray[Any]) -> None:
         if not callable(fun):
             raise HyperparameterError(f"fun must be callable, given {fun!r}")
         if not (callable(jac) or jac is True or jac is None):
             raise HyperparameterError(f"jac must be callable, True or None, given {jac!r}")
-        self.fun, self.jac = fun, jac
+        self.fun, self.jac, self.x = fun, jac, x
+        self.g = np.full_like(x, np.nan)  # one array throughout, which the optimizer checks but once
         self.nfev = self.njev = 0
         self._approximate = _forward_differences() if jac is None else None
-        self._pair: tuple[bytes, Any, NDArray[Any]] | None = None
+        self._value: Any = None
 
-    def gradient(self, x: NDArray[Any]) -> NDArray[Any]:
+    def moved(self) -> None:
+        """Forget the value: x has changed."""
+        self._value = None
+
+    def gradient(self) -> NDArray[Any]:
         if self.jac is True:
-            return self._both(x)[1]
+            self.value()
+            return self.g
         self.njev += 1
-        if self._approximate is not None:
-            step = float(np.sqrt(np.finfo(x.dtype).eps))
-            flat = self._approximate(x.reshape(-1), lambda y: np.sum(self._call(y.reshape(x.shape))), step)
-            return np.asarray(flat, x.dtype).reshape(x.shape)
-        return _gradient(self.jac(_given_form(x)), x)
+        if self._approximate is None:
+            self._take_gradient(self.jac(_user_form(self.x)))
+        else:
+            flat = self.x.reshape(-1).astype(np.float64)
+            step = np.sqrt(np.finfo(self.x.dtype).eps) * np.maximum(1.0, np.abs(flat))
+            slopes = self._approximate(flat, lambda y: np.sum(self._call(y.reshape(self.x.shape))), step)
+            self._take_gradient(slopes.reshape(self.x.shape))
+        return self.g
 
-    def value(self, x: NDArray[Any]) -> Any:
-        value = self._both(x)[0] if self.jac is True else self._call(x)
-        return float(value) if np.ndim(value) == 0 else np.asarray(value)
+    def value(self) -> Any:
+        if self._value is None:
+            given = self._call(self.x)
+            if self.jac is True:
+                if not isinstance(given, tuple) or len(given) != 2:
+                    raise ArrayError(f"with jac=True fun must return the pair (f, g), given {type(given).__name__}")
+                given, slope = given
+                self.njev += 1
+                self._take_gradient(slope)
+            value = np.asarray(given)
+            if value.dtype.kind not in "fiu":
+                raise ArrayError(f"fun must give a real number or an array of them, given {type(given).__name__}")
+            self._value = float(value) if value.ndim == 0 else value
+        return self._value
 
-    def last(self, gradient: NDArray[Any]) -> NDArray[Any]:
-        return gradient if self._pair is None else self._pair[2]
+    def known_is_finite(self) -> bool:
+        """Whether the value, unless it is yet to be computed, is finite."""
+        return self._value is None or bool(np.isfinite(self._value).all())
 
     def _call(self, x: NDArray[Any]) -> Any:
         self.nfev += 1
-        return self.fun(_given_form(x))
+        return self.fun(_user_form(x))
 
-    def _both(self, x: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
-        key = x.tobytes()
-        if self._pair is None or self._pair[0] != key:
-            given = self._call(x)
-            self.njev += 1
-            if not isinstance(given, tuple) or len(given) != 2:
-                raise ArrayError(f"with jac=True fun must return the pair (f, g), given {type(given).__name__}")
-            self._pair = (key, given[0], _gradient(given[1], x))
-        return self._pair[1], self._pair[2]
-
-
-def _gradient(given: Any, x: NDArray[Any]) -> NDArray[Any]:
-    gradient = np.ascontiguousarray(given, dtype=x.dtype).reshape(np.shape(given))
-    if gradient.shape != x.shape:
-        raise ArrayError(f"jac must give an array of x0's shape {x.shape}, given {gradient.shape}")
-    return gradient
+    def _take_gradient(self, given: Any) -> None:
+        gradient = np.asarray(given)
+        if gradient.dtype.kind not in "fiu":
+            raise ArrayError(f"jac must give real numbers, given {type(given).__name__} of {gradient.dtype}")
+        if gradient.shape != self.x.shape:
+            raise ArrayError(f"jac must give an array of x0's shape {self.x.shape}, given {gradient.shape}")
+        self.g[...] = gradient
 
 
 def _forward_differences() -> Callable[..., Any]:
@@ -252,12 +272,20 @@ def _forward_differences() -> Callable[..., Any]:
     return approximate
 
 
-def _given_form(x: NDArray[Any]) -> Any:
-    return x[()] if x.ndim == 0 and x.dtype == np.float32 else float(x) if x.ndim == 0 else x
+def _user_form(x: NDArray[Any]) -> Any:
+    """Copy; of a 0-d array NumPy's scalar, which overflows to infinity where Python's float raises."""
+    return x[()] if x.ndim == 0 else x.copy()
+
+
+def _result_form(x: NDArray[Any]) -> Any:
+    return float(x) if x.ndim == 0 and x.dtype == np.float64 else _user_form(x)
 
 
 def _start(x0: ArrayLike) -> NDArray[Any]:
-    given = np.asarray(x0)
+    try:
+        given = np.asarray(x0)
+    except ValueError as error:
+        raise ArrayError(f"x0 must be a real number or array: {error}") from None
     if given.dtype.kind not in "fiu" or isinstance(x0, np.ma.MaskedArray):
         raise ArrayError(f"x0 must be a real number or array, given {type(x0).__name__} of {given.dtype}")
     return np.array(given, np.float32 if given.dtype == np.float32 else np.float64, order="C")
@@ -275,7 +303,7 @@ def _rule(method: str | Rule, lr: float | None, hyper: dict[str, Any]) -> Rule:
         cls: type[Rule] = type(method)
     elif method == "momentum":
         cls, given = SGD, {"momentum": 0.9, **given}
-    elif method in RULES:
+    elif isinstance(method, str) and method in RULES:
         cls = RULES[method]
     else:
         known = ", ".join(sorted([*RULES, "momentum"]))
