@@ -90,7 +90,10 @@ def fit(
     epochs = _positive("epochs", epochs)
     batch = count if batch_size is None else min(count, _positive("batch_size", batch_size))
     params = _parameters(optimizer)
-    order = np.random.default_rng(seed)
+    try:
+        order = np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise HyperparameterError(f"seed must be a whole number, at least 0, given {seed!r}") from None
     training = Training(optimizer, params, History(), epochs, steps=-(-count // batch))
     try:
         _train(
@@ -156,6 +159,8 @@ def _train(
 
 def _samples(name: str, data: Any, arrays: int | None = None) -> Data:
     given = data if isinstance(data, tuple) else (data,)
+    if isinstance(data, list):  # NumPy would stack the arrays, and take the first axis of that for samples
+        raise ArrayError(f"{name} must be an array of samples or a tuple of such arrays, given a list: pass tuple(...)")
     taken = tuple(np.asarray(a) for a in given)
     if not taken or any(a.ndim == 0 for a in taken):
         raise ArrayError(f"{name} must be an array of samples or a tuple of such arrays, given {type(data).__name__}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -34,6 +36,27 @@ def test_help_loads_nothing_heavy(arguments):
     )
     loaded = subprocess.run([sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True)
     assert loaded.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_is_prompt():
+    def seconds():
+        start = time.perf_counter()
+        fastgd_command("demo", "--help")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_interrupt_is_one_line_and_exit_130():
+    command = [sys.executable, "-m", "fastgd.cli", "demo", "--output", os.devnull + ".png"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "epoch" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "fastgd: interrupted"
+    assert "Traceback" not in err
 
 
 def test_version():

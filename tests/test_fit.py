@@ -178,6 +178,8 @@ def test_groups_of_one_flat_params_are_fine():
         (dict(data=(X[:0], Y[:0])), ArrayError, "non-empty"),
         (dict(data=()), ArrayError, "data"),
         (dict(data=3.0), ArrayError, "data"),
+        (dict(data=[X, Y]), ArrayError, "given a list"),
+        (dict(seed=-1), HyperparameterError, "seed"),
         (dict(validation=(X,)), ArrayError, "2 arrays"),
         (dict(optimizer="adam"), HyperparameterError, "optimizer"),
         (dict(optimizer=fastgd.SGD(np.zeros(4))), ArrayError, "FlatParams"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -107,7 +108,62 @@ def test_divergence_says_so():
     assert not result.success
     assert "diverged" in result.message
     assert "below 10" in result.message
-    assert fastgd.minimize(f, 1.0, jac=lambda x: np.nan).status == 2
+    assert fastgd.minimize(f, 1.0, jac=lambda x: np.nan).message == "not finite: the function or its gradient at x0"
+
+
+@pytest.mark.parametrize("x0", [1.0, np.ones(3)], ids=["number", "array"])
+@pytest.mark.parametrize("form", ["jac", "pair", "differences"])
+def test_overflow_is_divergence_and_no_exception(x0, form):
+    def fun(x):
+        return np.sum(x**2)
+
+    if form == "differences":
+        pytest.importorskip("scipy")
+    given = {"jac": (fun, df), "pair": (lambda x: (fun(x), 2 * x), True), "differences": (fun, None)}[form]
+    result = fastgd.minimize(given[0], x0, jac=given[1], method="gd", lr=10.0, max_iter=5000)
+    assert result.status == 2
+    assert "diverged" in result.message
+
+
+def test_a_function_that_raises_at_infinity_is_not_called_there():
+    result = fastgd.minimize(
+        lambda x: math.cos(x), 1.0, jac=lambda x: -math.sin(x), method="gd", lr=1.7e308, max_iter=99
+    )
+    assert result.status == 2
+    assert math.isnan(result.fun)
+
+
+def test_no_success_with_a_value_that_is_not_finite():
+    assert fastgd.minimize(lambda x: np.nan, 1.0, jac=lambda x: 0 * x).status == 2
+    assert fastgd.minimize(lambda x: (np.inf, 1.0), 1.0, jac=True).nit == 0
+
+
+def test_what_the_functions_do_with_x_is_their_own_affair():
+    kept = []
+
+    def spoil(x):
+        kept.append(x)
+        x *= 2
+        return x
+
+    result = fastgd.minimize(lambda x: float(np.sum(x**2)), np.ones(2), spoil, "gd", lr=0.1, max_iter=3, tol=0)
+    expected = fastgd.minimize(lambda x: float(np.sum(x**2)), np.ones(2), lambda x: 2 * x, "gd", lr=0.1, max_iter=3)
+    assert np.array_equal(result.x, expected.x)
+    assert [k[0] for k in kept] == pytest.approx([2.0, 1.6, 1.28])
+    identity = fastgd.minimize(lambda x: float(x @ x) / 2, np.ones(2), lambda x: x, "gd", lr=0.5, max_iter=2)
+    assert identity.jac.tolist() == [0.5, 0.5]
+    assert identity.x.tolist() == [0.25, 0.25]
+
+
+def test_no_value_is_computed_twice():
+    calls = []
+
+    def counted(x):
+        calls.append(x)
+        return f(x)
+
+    result = fastgd.minimize(counted, 1.0, jac=df, max_iter=5, callback=lambda r: None)
+    assert result.nfev == len(calls) == len(set(calls)) == 5
 
 
 def test_callback_sees_and_stops():
@@ -143,6 +199,11 @@ def test_callback_sees_and_stops():
         (dict(x0=1j), ArrayError, "x0"),
         (dict(x0=np.ones(2), jac=lambda x: np.ones(3)), ArrayError, r"\(2,\), given \(3,\)"),
         (dict(jac=True), ArrayError, "pair"),
+        (dict(jac=lambda x: None), ArrayError, "jac must give real numbers"),
+        (dict(jac=lambda x: 1j), ArrayError, "jac must give real numbers"),
+        (dict(fun=lambda x: None), ArrayError, "fun must give a real number"),
+        (dict(method=["adam"]), HyperparameterError, "method"),
+        (dict(x0=[[1.0], [1.0, 2.0]]), ArrayError, "x0"),
         (dict(fun=3), HyperparameterError, "fun"),
         (dict(backend="cupy"), BackendUnavailable, "cupy"),
     ],

@@ -54,3 +54,12 @@ def test_bad_input_is_named():
     net = fastgd.nn.MLP((3, 2))
     with pytest.raises(ArrayError, match=r"\(samples, 3\), given \(4, 2\)"):
         net.predict(net.init(), np.zeros((4, 2)))
+    x, y = np.zeros((4, 3)), np.array([0, 1, 1, 0])
+    for wrong, message in (
+        (y[:, None], r"\(4,\), given int64 of shape \(4, 1\)"),  # would broadcast to 4 x 4, without an error
+        (-y, "0 to 1, given -1 to 0"),  # would count from the end
+        (y + 1, "given 1 to 2"),
+        (y * 1.0, "given float64"),
+    ):
+        with pytest.raises(ArrayError, match=message):
+            net.loss_and_grad(net.init(), x, wrong)

@@ -21,6 +21,8 @@ def main() -> None:
         _end(str(error), 1)
     except ImportError as error:  # an extra that a command needs; says how to add it
         _end(str(error), 2)
+    except OSError as error:  # a file that cannot be written
+        _end(str(error), 1)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except Exception as error:
@@ -33,6 +35,8 @@ def main() -> None:
             print(message())
             sys.exit(0)
         _end(f"{message()} (see fastgd --help)", 2)
+    if code == 130:  # typer's answer to Ctrl-C, without a word
+        _end("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

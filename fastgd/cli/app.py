@@ -26,7 +26,8 @@ def _root(
 
 def command() -> Any:
     """Build the command with its subcommands."""
-    app = typer.Typer(add_completion=False, no_args_is_help=True)
+    # rich's help takes a quarter longer, and the bound is 0.3 s
+    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
     app.callback()(_root)
     app.command()(demo)
     app.command()(bench)

@@ -93,9 +93,14 @@ class MLP:
         Raises
         ------
         ArrayError
-            For inputs of another shape.
+            For inputs of another shape, and for what is no class.
         """
         outputs = self._forward(params, x)
+        y = np.asarray(y)
+        if y.shape != (len(x),) or y.dtype.kind not in "iu":
+            raise ArrayError(f"y must be whole numbers of shape ({len(x)},), given {y.dtype} of shape {y.shape}")
+        if len(y) and not (y.min() >= 0 and y.max() < self.widths[-1]):
+            raise ArrayError(f"y must be classes from 0 to {self.widths[-1] - 1}, given {y.min()} to {y.max()}")
         z = outputs[-1] - outputs[-1].max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(z).sum(axis=1, keepdims=True))
         rows = np.arange(len(x))
