@@ -50,8 +50,9 @@ def machine_line(report: dict[str, Any]) -> str:
     versions = " ".join(f"{name} {version}" for name, version in m["versions"].items())
     layer = m["threading_layer"] or "no parallel launch"
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['simd']}; {m['threads']} threads ({layer}); "
-        f"Python {m['python']}, {versions}; commit {m['git'] or 'none'}; load {m['load']:.1f}; {m['time']}"
+        f"{m['cpu']}, {m['cores']} cores, {m['simd']}; {m['threads']} threads ({layer}); Python {m['python']}, "
+        f"{versions}; commit {m['git'] or 'none'}; "
+        f"load {m['load']:.1f} before, {m['load_after']:.1f} after; {m['time']}"
     )
 
 

@@ -105,6 +105,7 @@ def run(
         for case, n, dtype, chosen in plans:
             taking = [workers[name] for name in chosen]
             rows += _measure(case, n, dtype, taking, rounds, tick, machine)
+    machine["load_after"] = os.getloadavg()[0]
     return {
         "schema": SCHEMA,
         "machine": machine,

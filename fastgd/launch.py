@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import SweepOnArrays
+from fastgd.kernels.blocks import tree_sum
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.reference import compile_text
@@ -147,8 +148,6 @@ class Launch:
         combine, last = self.plan.combine, self.plan.sweeps[-1]
         assert combine is not None and self._combine is not None
         if not self._per_segment:
-            from fastgd.kernels.blocks import tree_sum
-
             sums = tree_sum(sums)[None]
         terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True))
         rows = self._group_of if self._per_segment else slice(None)
@@ -163,7 +162,7 @@ class Launch:
             )
         for name, value in zip(combine.writes, results, strict=True):
             if name in self.scalar_states:
-                self._next[name] = np.array(np.broadcast_to(value, len(scalars and self.scalar_states[name])))
+                self._next[name] = np.array(np.broadcast_to(value, self.scalar_states[name].shape))
             scalars[name] = value
         table = self._rows[-1].array
         with np.errstate(over="ignore"):

@@ -121,6 +121,7 @@ class Optimizer:
         self._scheduled = [False] * len(groups)
         self._rules: list[Rule] = [rule] * len(groups)
         self._t = [0] * len(groups)
+        self._options: list[dict[str, object]] = []
         for i in range(len(groups)):
             self._reread(i)
         self._targets = Targets(groups, single)
@@ -291,7 +292,7 @@ class Optimizer:
         if not scheduled and picked == self._seen[group]:
             return
         rule = self._rule_class(**given)
-        if hasattr(self, "_options") and rule.options() != self._options[group]:
+        if self._options and rule.options() != self._options[group]:
             changed = [k for k, v in rule.options().items() if v != self._options[group][k]]
             raise HyperparameterError(
                 f"group {group}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "

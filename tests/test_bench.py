@@ -123,7 +123,7 @@ def test_run_reports_every_peer(report):
             assert 0 <= row["max_ulp"] < ULP_LIMIT
     machine = made["machine"]
     assert machine["threads"] == 1 and machine["cores"] >= 1 and machine["versions"]["numba"]
-    assert set(machine) >= {"cpu", "simd", "threading_layer", "python", "git", "load"}
+    assert set(machine) >= {"cpu", "simd", "threading_layer", "python", "git", "load", "load_after"}
     assert made["cases"]["sgd"]["float32_bytes"] == 20
     assert seen[-1][1:] == (14, 14)
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -38,18 +37,9 @@ def test_help_loads_nothing_heavy(arguments):
     assert loaded.stdout.splitlines()[-1] == "[]"
 
 
-def test_help_is_prompt():
-    def seconds():
-        start = time.perf_counter()
-        fastgd_command("demo", "--help")
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.3
-
-
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_interrupt_is_one_line_and_exit_130():
-    command = [sys.executable, "-m", "fastgd.cli", "demo", "--output", os.devnull + ".png"]
+def test_interrupt_is_one_line_and_exit_130(tmp_path):
+    command = [sys.executable, "-m", "fastgd.cli", "demo", "--output", str(tmp_path / "curves.png")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "epoch" in process.stderr.readline()
     process.send_signal(signal.SIGINT)

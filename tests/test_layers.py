@@ -1,4 +1,4 @@
-"""Imports go downwards only (docs/architecture.md), and importing fastgd loads nothing heavy."""
+"""Imports go downwards only, in the order below, and importing fastgd loads nothing heavy."""
 
 from __future__ import annotations
 
