@@ -115,7 +115,7 @@ def run(
     }
 
 
-def throughput(rule: str, sizes: Sequence[int], progress: Progress | None = None) -> list[Row]:
+def throughput(rule: str, sizes: Sequence[int], rounds: int, progress: Progress | None = None) -> list[Row]:
     """Measure fastgd against both NumPy baselines, briefly: rows as of `run`, float32.
 
     Parameters
@@ -124,7 +124,7 @@ def throughput(rule: str, sizes: Sequence[int], progress: Progress | None = None
         Lower-case name in the registry.
     sizes : sequence of int
         Elements.
-    progress : callable, optional
+    rounds, progress
         As of `run`.
 
     Returns
@@ -133,7 +133,7 @@ def throughput(rule: str, sizes: Sequence[int], progress: Progress | None = None
         Rows of the peers ``fastgd-numba``, ``numpy-textbook`` and ``numpy-inplace``, with the roof's.
     """
     peers = ("roof", "numpy-textbook", "numpy-inplace")
-    rows: list[Row] = run((rule,), sizes, backends=("numba",), peers=peers, rounds=5, progress=progress)["rows"]
+    rows: list[Row] = run((rule,), sizes, backends=("numba",), peers=peers, rounds=rounds, progress=progress)["rows"]
     return rows
 
 

@@ -22,9 +22,8 @@ from fastgd.bench.peers import PEERS, Peer, Unsupported
 
 _MOST_CALLS = 2000
 _WARM_UP = 3
-_REST = (
-    0.05  # seconds; the idle threads of another peer's OpenMP spin about 15 ms, and cost a short step 10 times its own
-)
+# Seconds: the idle threads of another peer's OpenMP spin for a while, and cost a short step 10 times its own.
+_REST = 0.03
 
 
 class Worker:

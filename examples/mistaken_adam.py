@@ -20,13 +20,12 @@ class MistakenAdam(Rule):
     def prepare(self, t):
         """Give the scalars of step t."""
         b1, b2 = self.betas
-        k1, k2 = 1 / (1 - b1**t), 1 / (1 - b2**t)
-        return dict(lr=self.lr, eps=self.eps, b1=b1, c1=1 - b1, k1=k1, b2=b2, c2=1 - b2, k2=k2)
+        return dict(lr=self.lr, eps=self.eps, b1=b1, c1=1 - b1, d1=1 - b1**t, b2=b2, c2=1 - b2, d2=1 - b2**t)
 
     @staticmethod
-    def update(p, g, m, v, *, lr, eps, b1, c1, k1, b2, c2, k2):
+    def update(p, g, m, v, *, lr, eps, b1, c1, d1, b2, c2, d2):
         """Step one element."""
-        m = k1 * (b1 * m + c1 * g)
-        v = k2 * (b2 * v + c2 * (g * g))
+        m = (b1 * m + c1 * g) / d1
+        v = (b2 * v + c2 * (g * g)) / d2
         p = p - lr * m / (sqrt(v) + eps)
         return p, m, v

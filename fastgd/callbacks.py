@@ -113,7 +113,7 @@ class EarlyStopping(Callback):
     Parameters
     ----------
     patience : int
-        Epochs without improvement that are borne, >= 0.
+        Epochs without improvement after which training ends, >= 0; 0 is as 1.
     min_delta : float
         Smallest fall that counts as improvement, >= 0.
     restore_best : bool
@@ -143,7 +143,7 @@ class EarlyStopping(Callback):
             self.best, self.best_epoch = losses[-1], training.epoch
             if self.restore_best:
                 self._kept = training.params.flat.copy()
-        elif training.epoch - self.best_epoch > self.patience:
+        elif training.epoch - self.best_epoch >= self.patience:
             training.stop = f"early stopping: no fall since epoch {self.best_epoch}"
 
     def on_end(self, training: Training) -> None:

@@ -77,7 +77,7 @@ def demo(
     _show_training(trained)
     _draw(trained, output)
     print(f"curves: {output}")
-    _show_throughput((4096, 1 << 20) if quick else (4096, 1 << 20, 1 << 24))
+    _show_throughput((4096, 1 << 20) if quick else (4096, 1 << 20, 1 << 24), rounds=3 if quick else 5)
 
 
 def _train_all(quick: bool, seed: int) -> list[Trained]:
@@ -153,7 +153,7 @@ def _draw(trained: list[Trained], output: Path) -> None:
     figure.savefig(output, dpi=130)
 
 
-def _show_throughput(sizes: tuple[int, ...]) -> None:
+def _show_throughput(sizes: tuple[int, ...], rounds: int) -> None:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
     from rich.table import Table
@@ -170,7 +170,7 @@ def _show_throughput(sizes: tuple[int, ...]) -> None:
     ) as bar:
         task = bar.add_task("measuring")
         for rule in ("adamw", "sgd"):
-            rows = throughput(rule, sizes, lambda text, done, total: bar.update(task, description=text))
+            rows = throughput(rule, sizes, rounds, lambda text, done, total: bar.update(task, description=text))
             for size in sizes:
                 peers: dict[str, dict[str, Any]] = {r["peer"]: r for r in rows if r["n"] == size}
                 own = peers["fastgd-numba"]
