@@ -162,9 +162,14 @@ class FlatParams(Block):
         common = _dtype(dtype, values)
         shapes = {name: v.shape if isinstance(v, np.ndarray) else v for name, v in given.items()}
         super().__init__(lay_out(shapes), common)
-        self.grad = Block(self._segments, common)
+        self._grad = Block(self._segments, common)
         for name, value in values.items():
             self[name] = value
+
+    @property
+    def grad(self) -> Block:
+        """Gradients, of the same names and shapes."""
+        return self._grad
 
     def to(self, backend: str) -> FlatParams:
         """Copy parameters and gradients to the memory of another backend."""

@@ -22,6 +22,7 @@ from fastgd.launch import Launch, single_sweep
 from fastgd.targets import Arrays, Targets
 
 _ON_NONFINITE = ("propagate", "skip", "raise")
+_NOTHING: Any = object()  # no gradients bound yet; None stands for the parameters' own
 
 
 class Optimizer:
@@ -113,7 +114,7 @@ class Optimizer:
         self.t = 0
         self.grad_norm: float | None = None
 
-        single = not _is_group_list(params)
+        single = not is_group_list(params)
         groups = [{"params": params}] if single else [dict(g) for g in params]
         self.param_groups = [self._group(g, rule, i) for i, g in enumerate(groups)]
         self._pick = itemgetter(*self._names) if self._names else lambda _: ()
@@ -249,7 +250,7 @@ class Optimizer:
             With ``on_nonfinite="raise"``, for NaN or infinity in the gradients.
         """
         with self._lock:
-            if grads is not self._bound or self._gradients is None:
+            if grads is not self._bound:
                 self._bind_gradients(grads)
             if scale != 1.0:
                 scale = _number("scale", scale)
@@ -475,14 +476,8 @@ class Optimizer:
             raise CheckpointError(f"the state must have scalars of {len(self._launches)} launches")
 
 
-class _Nothing:
-    """Stands for no gradients at all, which None is not."""
-
-
-_NOTHING = _Nothing()
-
-
-def _is_group_list(params: Any) -> bool:
+def is_group_list(params: Any) -> bool:
+    """Tell a list of group dicts from a list of arrays."""
     return (
         isinstance(params, list | tuple)
         and bool(params)

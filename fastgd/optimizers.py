@@ -8,21 +8,21 @@ from typing import Any
 
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
-from fastgd.optimizer import Optimizer
+from fastgd.optimizer import Optimizer, is_group_list
 
 _BASE = inspect.signature(Optimizer.__init__).parameters
 
 
 def _named(rule_class: type[Rule]) -> type[Optimizer]:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    own = [
+    hyper = [
         inspect.Parameter(f.name, kind, default=inspect.Parameter.empty if f.default is MISSING else f.default)
         for f in fields(rule_class)  # type: ignore[arg-type]  # rules are dataclasses
         if f.init
     ]
-    names = [p.name for p in own]
+    names = [p.name for p in hyper]
     tail = [p for p in _BASE.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    signature = inspect.Signature([_BASE["params"].replace(annotation=inspect.Parameter.empty), *own, *tail])
+    signature = inspect.Signature([_BASE["params"].replace(annotation=inspect.Parameter.empty), *hyper, *tail])
 
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         try:
@@ -31,9 +31,9 @@ def _named(rule_class: type[Rule]) -> type[Optimizer]:
             raise TypeError(f"{rule_class.__name__}: {error}; it takes {', '.join(signature.parameters)}") from None
         rule, schedules = _split({n: given.pop(n) for n in names if n in given}, rule_class)
         Optimizer.__init__(self, given.pop("params"), rule, **given)
-        for group in self.param_groups if schedules else ():
-            for name, schedule in schedules.items():
-                group[name] = schedule
+        own_values = self.params if is_group_list(self.params) else [{}]
+        for group, own in zip(self.param_groups, own_values, strict=True):
+            group.update({n: schedule for n, schedule in schedules.items() if n not in own})
 
     members = {
         "__init__": __init__,

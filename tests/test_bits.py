@@ -43,25 +43,34 @@ def assert_same(reference, other):
         assert same_bits(a, b)
 
 
-@pytest.mark.parametrize("special", [0.0, 0.001], ids=["finite", "special"])
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("rule_class", "values"), RULE_CASES)
-def test_every_print_gives_the_same_bits(rule_class, values, dtype, tail, special, monkeypatch):
+def every_case(test):
+    """Every rule and option set, dtype, tail, with and without special values."""
+    for mark in (
+        pytest.mark.parametrize("special", [0.0, 0.001], ids=["finite", "special"]),
+        pytest.mark.parametrize("tail", TAILS),
+        pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"]),
+        pytest.mark.parametrize(("rule_class", "values"), RULE_CASES),
+    ):
+        test = mark(test)
+    return test
+
+
+@every_case
+def test_numba_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special):
     arguments = (rule_class, values, dtype, tail, special)
     reference = trace(*arguments, backend="numpy")
     assert any(np.any(a != 0) for a in reference[-2:])
     assert_same(reference, trace(*arguments, backend="numba", threads=1))
     assert_same(reference, trace(*arguments, backend="numba", threads=2))
-    if GXX:
-        monkeypatch.setattr(optimizer, "sweep_maker", lambda backend, threads: CxxSweep)
-        assert_same(reference, trace(*arguments))
 
 
 @pytest.mark.skipif(GXX is None, reason="needs g++")
-def test_gxx_is_there():
-    """So that a run without the C++ print says so."""
-    assert GXX
+@every_case
+def test_cxx_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special, monkeypatch):
+    arguments = (rule_class, values, dtype, tail, special)
+    reference = trace(*arguments, backend="numpy")
+    monkeypatch.setattr(optimizer, "sweep_maker", lambda backend, threads: CxxSweep)
+    assert_same(reference, trace(*arguments))
 
 
 @pytest.mark.parametrize(("rule_class", "values"), RULE_CASES)

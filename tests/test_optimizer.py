@@ -99,6 +99,14 @@ def test_a_callable_value_is_a_schedule_of_the_steps_taken():
     assert sorted(set(asked)) == [0, 1, 2]
 
 
+def test_a_schedule_for_all_leaves_a_groups_own_value():
+    a, b = np.zeros(2), np.zeros(2)
+    opt = fastgd.SGD([{"params": a, "lr": 0.5}, {"params": b}], lr=lambda k: 2.0)
+    opt.step([np.ones(2), np.ones(2)])
+    assert a.tolist() == [-0.5] * 2
+    assert b.tolist() == [-2.0] * 2
+
+
 def test_groups_by_params_and_by_name():
     a, b = np.zeros(3), np.zeros(2)
     opt = fastgd.SGD([{"params": a}, {"params": [b], "lr": 0.5}], lr=0.1)
