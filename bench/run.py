@@ -87,7 +87,7 @@ def run(
     for what, number in [("size", n) for n in sizes] + [("rounds", rounds)]:
         if number < 1:
             raise HyperparameterError(f"{what} must be at least 1, given {number}")
-    from fastgd.kernels.cpu import available_threads
+    from fastgd.kernels.cpu_threads import available_threads
 
     count = available_threads(threads)
     machine = describe_machine(count)

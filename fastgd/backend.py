@@ -29,10 +29,12 @@ class Status(NamedTuple):
 class SweepOnArrays(Protocol):
     """One sweep of a rule over all segments, as every backend offers it; see `fastgd.kernels.cpu.CpuSweep`."""
 
+    runs: int
+    run: Callable[[], None]
+
     def bind(self, name: str, arrays: list[NDArray[Any]], where: Where) -> None: ...  # noqa: D102
     def prepare(self) -> None: ...  # noqa: D102
-    def run(self, rows: NDArray[Any]) -> None: ...  # noqa: D102
-    def sums(self, rows: NDArray[Any]) -> NDArray[np.float64]: ...  # noqa: D102
+    def sums(self) -> NDArray[np.float64]: ...  # noqa: D102
 
 
 def backends() -> dict[str, Status]:
@@ -107,7 +109,8 @@ def sweep_maker(backend: Literal["numpy", "numba"], threads: int | None) -> Call
         if threads not in (None, 1):
             raise HyperparameterError(f"threads must be None or 1 with backend 'numpy', given {threads!r}")
         return NumpySweep
-    from fastgd.kernels.cpu import CpuSweep, available_threads
+    from fastgd.kernels.cpu import CpuSweep
+    from fastgd.kernels.cpu_threads import available_threads
 
     return partial(CpuSweep, threads=available_threads(threads))
 
@@ -133,16 +136,17 @@ def as_array(value: object, what: str, *, writeable: bool = True) -> NDArray[Any
     array = _foreign(value, what) if not isinstance(value, np.ndarray) else value
     if type(array) not in (np.ndarray, np.memmap):
         raise ArrayError(f"{what} must be a plain ndarray, given {type(array).__name__}: pass np.asarray(x)")
-    if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)) or not array.dtype.isnative:
+    if array.dtype.char not in "fd" or not array.dtype.isnative:
         raise ArrayError(f"{what} must be float32 or float64 in native byte order, given dtype {array.dtype.str}")
-    if not array.flags.c_contiguous:
+    flags = array.flags
+    if not flags.c_contiguous:
         raise ArrayError(
             f"{what} must be C-contiguous, given shape {array.shape} with strides {array.strides}: "
             "it is updated in place, so pass np.ascontiguousarray(x) and keep that"
         )
-    if not array.flags.aligned:
+    if not flags.aligned:
         raise ArrayError(f"{what} must be aligned to its {array.itemsize} byte elements, given a shifted view")
-    if writeable and not array.flags.writeable:
+    if writeable and not flags.writeable:
         raise ArrayError(f"{what} must be writeable, given a read-only array")
     return array
 

@@ -182,6 +182,23 @@ class FlatParams(Block):
         """Copy parameters and gradients."""
         return self.to(self.backend)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlatParams:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by the two blocks: the views, pickled one by one, would come back as arrays of their own
+        shapes = {s.name: s.shape for s in self._segments}
+        return _restore, (shapes, self.dtype.name, self.backend, self.flat.copy(), self.grad.flat.copy())
+
+
+def _restore(
+    shapes: dict[str, tuple[int, ...]], dtype: str, backend: str, flat: NDArray[Any], grad: NDArray[Any]
+) -> FlatParams:
+    params = FlatParams(shapes, dtype, backend)
+    params.flat[:] = flat
+    params.grad.flat[:] = grad
+    return params
+
 
 def _array_or_shape(name: str, value: object) -> NDArray[Any] | tuple[int, ...]:
     if not isinstance(name, str):

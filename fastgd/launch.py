@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fastgd.backend import SweepOnArrays
 from fastgd.kernels.blocks import tree_sum
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.language import Sweep
 from fastgd.kernels.reference import compile_text
 from fastgd.kernels.rule import Plan, Rule, prepare_arguments
 from fastgd.targets import Arrays, Targets
@@ -25,20 +24,20 @@ class Rows:
     def __init__(self, names: tuple[str, ...], count: int, dtype: np.dtype[Any]) -> None:
         self.array = np.zeros((count, len(names)), dtype)
         self._names = names
-        self._pick: Callable[[Mapping[str, float]], Any] = itemgetter(*names) if names else lambda _: ()
-        self._single = len(names) == 1
+        # of one name itemgetter gives a value and no tuple, as struct wants it
+        self._pick: Callable[[Mapping[str, float]], Any] = itemgetter(*names) if names[1:] else self._few
+        # "=": the native format packs a number that float32 cannot hold as infinity
         self._pack = struct.Struct(f"={len(names)}{'f' if dtype == np.float32 else 'd'}").pack_into
         self._memory = memoryview(self.array.data).cast("B") if self.array.size else memoryview(bytearray())
         self._stride = len(names) * dtype.itemsize
 
+    def _few(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        return tuple(values[n] for n in self._names)
+
     def put(self, row: int, values: Mapping[str, float]) -> None:
         """Round values, float64, into a row."""
-        picked = self._pick(values)
         try:
-            if self._single:
-                self._pack(self._memory, row * self._stride, picked)
-            else:
-                self._pack(self._memory, row * self._stride, *picked)
+            self._pack(self._memory, row * self._stride, *self._pick(values))
         except OverflowError:
             worst = max(self._names, key=lambda n: abs(values[n]))
             raise HyperparameterError(
@@ -89,7 +88,8 @@ class Launch:
             rows = list(range(len(sizes))) if last and self._per_segment else by_group
             count = len(rows) if last and self._per_segment else len(groups)
             self._rows.append(Rows(sweep.scalars, count, targets.dtype))
-            self.sweeps.append(make(sweep, targets.dtype, sizes, rows, type(rule).__name__.lower()))
+            self.sweeps.append(make(sweep, sizes, rows, self._rows[-1].array, type(rule).__name__.lower()))
+        self._last = self.sweeps[-1]
         self._combine = compile_text(plan.combine, np.dtype(np.float64)) if plan.combine else None
 
     def _count(self, name: str) -> int:
@@ -105,14 +105,17 @@ class Launch:
         for sweep in self.sweeps:
             sweep.bind(name, arrays, where)
 
-    def compile(self) -> None:
-        """Have every kernel ready before the first is run."""
+    def compile(self) -> Callable[[], None]:
+        """Have every kernel ready before the first is run; give the shortest way to `run`."""
         for sweep in self.sweeps:
             sweep.prepare()
+        return self._last.run if self._combine is None and not self._prepare_takes else self.run
 
-    def prepare(self, index: int, rule: Rule, t: int, tail: Mapping[str, float]) -> None:
+    def prepare(self, index: int, rule: Rule, t: int, gscale: float, ema_c: float) -> None:
         """Compute the scalars of one group for step `t`; nothing is written yet."""
         if self._prepare_takes:
+            if index == 0:
+                self._next = {}
             values = rule.prepare(t, **{k: self._state(k, index) for k in self._prepare_takes})
             combined = self.plan.combine.writes if self.plan.combine else ()
             for name in self.scalar_states.keys() & values.keys() - combined:
@@ -120,11 +123,12 @@ class Launch:
                 new[index] = values[name]
         else:
             values = rule.prepare(t)
-        values.update(tail)
-        self._given[index] = values
+        values["gscale"] = gscale
+        values["ema_c"] = ema_c
         if self._combine is None:
             self._rows[0].put(index, values)
         else:
+            self._given[index] = values
             for rows in self._rows[:-1]:
                 rows.put(index, values)
 
@@ -133,20 +137,34 @@ class Launch:
         return float(values[index if len(values) > 1 else 0])
 
     def run(self) -> None:
-        """Update the arrays, then keep the new scalar states."""
-        if self._combine is None:
-            self.sweeps[0].run(self._rows[0].array)
-        else:
-            sums = self.sweeps[0].sums(self._rows[0].array)
-            self._between(sums)
-            self.sweeps[1].run(self._rows[1].array)
+        """Update the arrays and keep the new scalar states."""
+        if self._combine is not None:
+            self.sweeps[0].run()
+            self._between()
+        self._last.run()
         if self._next:
             self.scalar_states.update(self._next)
-            self._next = {}
 
-    def _between(self, sums: NDArray[np.float64]) -> None:
+    def finish(self, runs: int) -> None:
+        """Do what is left of a run that was interrupted; `runs` of each sweep came before it."""
+        if self._last.runs == runs:
+            if self._combine is not None:
+                if self.sweeps[0].runs == runs:
+                    self.sweeps[0].run()
+                self._between()
+            self._last.run()
+        self.scalar_states.update(self._next)
+
+    def count_from(self, runs: int) -> None:
+        """Have all sweeps say that they ran so often."""
+        for sweep in self.sweeps:
+            sweep.runs = runs
+
+    def _between(self) -> None:
+        """Make the scalars of the last sweep from the sums; the same again if it is done twice."""
         combine, last = self.plan.combine, self.plan.sweeps[-1]
         assert combine is not None and self._combine is not None
+        sums = self.sweeps[0].sums()
         if not self._per_segment:
             sums = tree_sum(sums)[None]
         terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True))
@@ -168,9 +186,3 @@ class Launch:
         with np.errstate(over="ignore"):
             for k, name in enumerate(last.scalars):
                 table[:, k] = scalars[name]
-
-
-def single_sweep(sweep: Sweep, label: str, targets: Targets, make: Callable[..., SweepOnArrays]) -> SweepOnArrays:
-    """Build a sweep over all segments with one row of scalars."""
-    sizes = [s.size for s in targets.segments]
-    return make(sweep, targets.dtype, sizes, [0] * len(sizes), label)

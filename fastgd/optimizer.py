@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import operator
+import os
 import threading
-from collections.abc import Mapping
-from operator import itemgetter
+import weakref
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,15 +17,26 @@ from numpy.typing import NDArray
 
 from fastgd.backend import resolve, sweep_maker
 from fastgd.flat import aligned_zeros
-from fastgd.kernels.blocks import tree_sum
-from fastgd.kernels.errors import CheckpointError, HyperparameterError, NonFiniteError
+from fastgd.gradient import GradientCheck
+from fastgd.groups import Changes, Group
+from fastgd.kernels.errors import CheckpointError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, plan, state_name
-from fastgd.kernels.tail import gradient_norm, nonfinite_count
-from fastgd.launch import Launch, single_sweep
+from fastgd.launch import Launch
 from fastgd.targets import Arrays, Targets
 
 _ON_NONFINITE = ("propagate", "skip", "raise")
 _NOTHING: Any = object()  # no gradients bound yet; None stands for the parameters' own
+
+_ALIVE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for optimizer in _ALIVE:  # another thread of the parent may have been in a step: its mark stands, its lock must not
+        optimizer._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Optimizer:
@@ -58,7 +72,7 @@ class Optimizer:
     ----------
     params
         The parameters as given.
-    param_groups : list of dict
+    param_groups : tuple of dict
         Hyperparameters of each group. Values may be changed between steps; a callable value is a schedule, called with
         the number of steps the group has taken.
     t : int
@@ -106,42 +120,33 @@ class Optimizer:
         self._zero_grad = _flag("zero_grad", zero_grad)
         self._max_norm = None if max_norm is None else _number("max_norm", max_norm, 0.0, math.inf, open_low=True)
         self._ema_decay = None if ema_decay is None else _number("ema_decay", ema_decay, 0.0, 1.0)
+        self._ema_c = 0.0 if self._ema_decay is None else 1.0 - self._ema_decay
         self._on_nonfinite = on_nonfinite
+        self._threads = threads
+        self._rule = rule
         self._rule_class = type(rule)
         self._names = rule.hyperparameters()
         self._make = sweep_maker(self.backend, threads)
-        self._lock = threading.Lock()
-        self.t = 0
-        self.grad_norm: float | None = None
+        self._lock = threading.RLock()  # a schedule may ask for the state
 
         single = not is_group_list(params)
-        groups = [{"params": params}] if single else [dict(g) for g in params]
-        self.param_groups = [self._group(g, rule, i) for i, g in enumerate(groups)]
-        self._pick = itemgetter(*self._names) if self._names else lambda _: ()
-        self._seen: list[Any] = [None] * len(groups)
-        self._scheduled = [False] * len(groups)
-        self._rules: list[Rule] = [rule] * len(groups)
-        self._t = [0] * len(groups)
+        given = [{"params": params}] if single else params
+        self._changes = Changes()
+        self._groups = tuple(Group.of(g, rule, i, self._changes) for i, g in enumerate(given))
+        self._rules: list[Rule] = [rule] * len(self._groups)
+        self._t = 0
+        self._started_at = [0] * len(self._groups)  # value of t at which a group had taken no step
+        self._counted_from = 0  # value of t at which the sweeps had not run
+        self._torn = False  # whether a step was begun and not ended
         self._options: list[dict[str, object]] = []
-        for i in range(len(groups)):
-            self._reread(i)
-        self._targets = Targets(groups, single)
+        self._reread()
+        self._targets = Targets(given, single)
         self._largest = float(np.finfo(self._targets.dtype).max)
         self._build()
         self._start_states()
+        _ALIVE.add(self)
 
     # ---- construction
-
-    def _group(self, given: Mapping[str, Any], rule: Rule, index: int) -> dict[str, Any]:
-        known = {"params", "match", *self._names}
-        for name in given:
-            if name not in known:
-                raise HyperparameterError(
-                    f"group {index}: {self._rule_class.__name__} has no {name!r}; it has {', '.join(self._names)}"
-                )
-        if ("params" in given) == ("match" in given):
-            raise HyperparameterError(f"group {index}: give either 'params' or 'match', given {', '.join(given)}")
-        return {**{n: getattr(rule, n) for n in self._names}, **given}
 
     def _build(self) -> None:
         """Make a launch of each distinct set of options."""
@@ -164,13 +169,14 @@ class Optimizer:
                 f"{self._rule_class.__name__} sums over all parameters: "
                 f"its groups must agree in {', '.join(sets[0][0])}"
             )
-        self._norm = self._count = None
+        self._check: GradientCheck | None = None
         if self._max_norm is not None or self._on_nonfinite != "propagate":
-            self._norm = single_sweep(gradient_norm(), "gradient_norm", self._targets, self._make)
-            self._count = single_sweep(nonfinite_count(), "nonfinite_count", self._targets, self._make)
-        self._compiled = False
-        self._bound: Any = _NOTHING
+            self._check = GradientCheck(self._targets, self._make, self._max_norm, self._on_nonfinite)
+        self._prepares = [(x.prepare, index, i) for x in self._launches for index, i in enumerate(x.groups)]
+        self._runs: list[Callable[[], None]] = []  # once all are compiled
         self._gradients: Arrays | None = None
+        self._given: Any = _NOTHING  # gradients of the last step, and the objects they consist of
+        self._leaves: list[Any] = []
 
     def _start_states(self) -> None:
         targets = self._targets
@@ -182,6 +188,7 @@ class Optimizer:
                 name = state_name(rule, short)
                 if name not in self._states:
                     self._states[name] = aligned_zeros(targets.extent, targets.dtype)
+                    targets.take(f"the state {name!r}", [self._states[name]])
                 flat = self._states[name]
                 self._start(flat, launch, launch.plan.start.get(short))
                 launch.bind(short, Arrays([flat], targets.flat))
@@ -189,6 +196,7 @@ class Optimizer:
         self._ema: Arrays | None = None
         if self._ema_decay is not None:
             self.ema, self._ema = targets.copy()
+            targets.take("ema", self._ema.arrays)
             for launch in self._launches:
                 launch.bind("ema", self._ema)
 
@@ -201,6 +209,21 @@ class Optimizer:
             flat[segment.offset : segment.offset + segment.size] = parameters[s] if start == "p" else start
 
     # ---- what can be asked
+
+    @property
+    def t(self) -> int:
+        """Number of steps taken."""
+        return self._t
+
+    @property
+    def param_groups(self) -> tuple[Group, ...]:
+        """Hyperparameters of each group, dicts; values may be changed between steps."""
+        return self._groups
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the scaled gradient at the last step, when it was computed."""
+        return None if self._check is None else self._check.norm
 
     @property
     def rule(self) -> Rule:
@@ -216,14 +239,45 @@ class Optimizer:
     def bytes_per_param(self) -> int:
         """Bytes read and written for each parameter in one step; the most, where groups differ in options."""
         itemsize = self._targets.dtype.itemsize
-        norm = itemsize if self._norm is not None else 0
+        norm = 0 if self._check is None else itemsize
         return norm + max(x.plan.bytes_per_param(itemsize) for x in self._launches)
 
     def __repr__(self) -> str:
-        groups = len(self.param_groups)
+        groups = len(self._groups)
         return (
             f"{type(self).__name__}({self._rules[0]!r}, {groups} group{'s' * (groups != 1)}, "
             f"{self._targets.size} elements, {self._targets.dtype}, backend={self.backend!r}, t={self.t})"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        """Copy of the optimizer with the parameters and all else that it holds."""
+        with self._lock:
+            state = self.state_dict()
+            new = object.__new__(type(self))
+            Optimizer.__init__(
+                new,
+                copy.deepcopy(self.params, memo),
+                self._rule,
+                maximize=self._maximize,
+                max_norm=self._max_norm,
+                ema_decay=self._ema_decay,
+                on_nonfinite=self._on_nonfinite,
+                zero_grad=self._zero_grad,
+                backend=self.backend,
+                threads=self._threads,
+            )
+            for group, own in zip(new._groups, self._groups, strict=True):
+                group.update({n: copy.deepcopy(own[n], memo) for n in self._names})
+            new.load_state_dict(state)
+            if new._check is not None:
+                new._check.norm = self.grad_norm
+            return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled."""
+        raise TypeError(
+            f"{type(self).__name__} is bound to its arrays and cannot be pickled: save the parameters and "
+            "opt.state_dict(), and call load_state_dict on an optimizer over the restored ones"
         )
 
     # ---- the step
@@ -248,113 +302,110 @@ class Optimizer:
             If a group's value is out of range, or was changed in a way that needs another kernel.
         NonFiniteError
             With ``on_nonfinite="raise"``, for NaN or infinity in the gradients.
+        FastGDError
+            After a step that failed half-way, until `load_state_dict`.
+
+        Notes
+        -----
+        A refused step has changed nothing. Ctrl-C during a step is raised when the step is done. Steps of one
+        optimizer on several threads come one after the other; those of different ones run freely.
         """
         with self._lock:
-            if grads is not self._bound:
+            if self._torn:
+                self._refuse_torn()
+            if grads is not self._given:
                 self._bind_gradients(grads)
             if scale != 1.0:
-                scale = _number("scale", scale)
-                if abs(scale) > self._largest:
-                    raise HyperparameterError(
-                        f"scale must be a number that {self._targets.dtype} holds, given {scale!r}"
-                    )
+                scale = self._checked_scale(scale)
             factor = -scale if self._maximize else scale
-            if self._norm is not None:
-                clipped = self._measure_gradient(factor)
-                if clipped is None:
-                    return
-                factor = clipped
-            tail = {"gscale": factor}
-            if self._ema_decay is not None:
-                tail["ema_c"] = 1.0 - self._ema_decay
-            for launch in self._launches:
-                for index, group in enumerate(launch.groups):
-                    if self._scheduled[group] or self._pick(self.param_groups[group]) != self._seen[group]:
-                        self._reread(group)
-                    launch.prepare(index, self._rules[group], self._t[group] + 1, tail)
-            if not self._compiled:
-                for launch in self._launches:
-                    launch.compile()
-                self._compiled = True
-            for launch in self._launches:
-                launch.run()
-            for group in range(len(self._t)):
-                self._t[group] += 1
-            self.t += 1
-
-    def _reread(self, group: int) -> None:
-        """Take over a group's changed values; the rule is rebuilt, the kernel stays."""
-        values = self.param_groups[group]
-        picked = self._pick(values)
-        given = {n: values[n] for n in self._names}
-        scheduled = [n for n, v in given.items() if callable(v)]
-        for name in scheduled:
-            given[name] = given[name](self._t[group])
-        if not scheduled and picked == self._seen[group]:
-            return
-        rule = self._rule_class(**given)
-        if self._options and rule.options() != self._options[group]:
-            changed = [k for k, v in rule.options().items() if v != self._options[group][k]]
-            raise HyperparameterError(
-                f"group {group}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
-                "which is fixed when the optimizer is built; build a new one"
-            )
-        self._rules[group] = rule
-        self._seen[group] = picked
-        self._scheduled[group] = bool(scheduled)
-
-    def _bind_gradients(self, grads: Any) -> None:
-        gradients = self._targets.gradients(grads, writeable=self._zero_grad)
-        for launch in self._launches:
-            launch.bind("g", gradients)
-        if self._norm is not None and self._count is not None:
-            self._norm.bind("g", gradients.arrays, gradients.where)
-            self._count.bind("g", gradients.arrays, gradients.where)
-        self._gradients = gradients
-        # A list or dict may hold other arrays next time; an array that is the same object was validated.
-        self._bound = grads if grads is None or isinstance(grads, np.ndarray) else _NOTHING
-
-    def _measure_gradient(self, factor: float) -> float | None:
-        """Norm, check and clip: the gradient's factor, or None where the step is skipped."""
-        norm = self._gradient_norm(factor)
-        if not math.isfinite(norm):
-            # What is clipped may pass float32's range in between; what is not is an overflow.
-            if self._nonfinite_elements(factor if self._max_norm is None else 1.0):
-                if self._on_nonfinite == "raise":
-                    raise NonFiniteError(self._first_nonfinite(factor))
-                if self._on_nonfinite == "skip":
-                    self.grad_norm = norm
+            if self._check is not None:
+                clipped = self._check.measure(factor)
+                if clipped is None:  # skipped
                     if self._zero_grad:
                         self._clear(self._gradients)
-                    return None
-            else:  # finite gradients whose squares overflow
-                shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**600
-                norm = self._gradient_norm(1 / shift) * shift * abs(factor)
-        self.grad_norm = norm
-        if self._max_norm is None:
-            return factor
-        clip = self._max_norm / (norm + 1e-6)
-        return factor * (1.0 if clip > 1.0 else clip)  # a NaN stays
+                    return
+                factor = clipped
+            if self._changes.pending:
+                self._reread()
+            t = self._t + 1
+            for prepare, index, i in self._prepares:
+                prepare(index, self._rules[i], t - self._started_at[i], factor, self._ema_c)
+            if not self._runs:
+                self._runs = [launch.compile() for launch in self._launches]
+            try:
+                self._torn = True  # memory is written from here on
+                for run in self._runs:
+                    run()
+                self._t = t
+                self._torn = False
+            except KeyboardInterrupt:
+                self._finish(t)
+                raise
 
-    def _gradient_norm(self, factor: float) -> float:
-        assert self._norm is not None
-        row = np.array([[factor]], self._targets.dtype)
-        return math.sqrt(tree_sum(self._norm.sums(row))[0])
+    def _finish(self, t: int) -> None:
+        """Bring a step to its end that Ctrl-C stopped between two sweeps; Ctrl-C is raised behind it."""
+        while self._torn:
+            try:
+                for launch in self._launches:
+                    launch.finish(t - 1 - self._counted_from)
+                self._t = t
+                self._torn = False
+            except KeyboardInterrupt:  # another one
+                pass
 
-    def _nonfinite_elements(self, factor: float) -> int:
-        assert self._count is not None
-        return int(tree_sum(self._count.sums(np.array([[factor]], self._targets.dtype)))[0])
+    def _refuse_torn(self) -> None:
+        raise FastGDError(
+            f"step {self._t + 1} failed half-way: parameters and states may hold parts of it; "
+            "restore the parameters and call load_state_dict with a state saved before"
+        )
 
-    def _first_nonfinite(self, factor: float) -> str:
-        assert self._gradients is not None
-        for segment, part in zip(self._targets.segments, self._targets.views(self._gradients), strict=True):
-            with np.errstate(all="ignore"):
-                bad = np.flatnonzero(~np.isfinite(part * part.dtype.type(factor)))
-            if bad.size:
-                index = tuple(map(int, np.unravel_index(bad[0], segment.shape)))
-                scaled = f", times {factor:g}," if np.isfinite(part[bad[0]]) else ""
-                return f"the gradient of {segment.name!r} is {part[bad[0]]!s}{scaled} at {index}; nothing was changed"
-        raise AssertionError("a non-finite element was counted and is not there")
+    def _checked_scale(self, scale: Any) -> float:
+        number = _number("scale", scale)
+        if abs(number) > self._largest:
+            raise HyperparameterError(f"scale must be a number that {self._targets.dtype} holds, given {scale!r}")
+        return number
+
+    def _reread(self) -> None:
+        """Take over changed values of groups; the rules are rebuilt, the kernels stay."""
+        self._changes.pending = False
+        try:
+            for i, group in enumerate(self._groups):
+                if group.changed:
+                    self._rules[i] = self._read(i, group)
+        finally:
+            if any(group.changed for group in self._groups):
+                self._changes.pending = True
+
+    def _read(self, i: int, group: Group) -> Rule:
+        rule = group.read(self._rules[i], i, self._t - self._started_at[i])
+        if self._options and rule.options() != self._options[i]:
+            group.changed = True
+            changed = [k for k, v in rule.options().items() if v != self._options[i][k]]
+            raise HyperparameterError(
+                f"group {i}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
+                "which is fixed when the optimizer is built; build a new one"
+            )
+        return rule
+
+    def _bind_gradients(self, grads: Any) -> None:
+        """Validate the gradients and hand their addresses on; not those of the last step, object for object."""
+        leaves = self._targets.leaves(grads)
+        if (
+            self._gradients is None
+            or leaves is None
+            or len(leaves) != len(self._leaves)
+            or not all(map(operator.is_, leaves, self._leaves))
+        ):
+            self._leaves, self._given = [], _NOTHING
+            gradients = self._targets.gradients(grads, writeable=self._zero_grad)
+            for launch in self._launches:
+                launch.bind("g", gradients)
+            if self._check is not None:
+                self._check.bind(gradients)
+            self._gradients = gradients
+            self._leaves = leaves or []
+        # A list or dict may hold other arrays next time.
+        self._given = grads if grads is None or isinstance(grads, np.ndarray) else _NOTHING
 
     # ---- gradients, groups, state
 
@@ -383,12 +434,15 @@ class Optimizer:
             plain Python values, and arrays that are copies. A schedule is saved as the value it last gave.
         """
         with self._lock:
+            if self._torn:
+                self._refuse_torn()
             groups = [
-                {**{n: getattr(r, n) for n in self._names}, "t": t} for r, t in zip(self._rules, self._t, strict=True)
+                {**{n: getattr(rule, n) for n in self._names}, "t": self._t - start}
+                for rule, start in zip(self._rules, self._started_at, strict=True)
             ]
             return {
                 "rule": self._rule_class.__name__.lower(),
-                "t": self.t,
+                "t": self._t,
                 "dtype": str(self._targets.dtype),
                 "segments": [(s.name, s.shape) for s in self._targets.segments],
                 "param_groups": groups,
@@ -422,24 +476,27 @@ class Optimizer:
                     raise CheckpointError(f"the state's {key} must be {expected!r}, given {given!r}")
             rules = self._rules_of(state["param_groups"])
             self._check_states(state)
-            for rule, group in zip(rules, self.param_groups, strict=True):
+            t = _count(state["t"])
+            started_at = [t - _count(saved["t"]) for saved in state["param_groups"]]
+            self._torn = True  # until all is taken over
+            for rule, group in zip(rules, self._groups, strict=True):
                 group.update({n: getattr(rule, n) for n in self._names if not callable(group[n])})
             self._rules = rules
-            self._seen = [None] * len(rules)
-            self._scheduled = [True] * len(rules)  # read again at the next step
-            self._t = [int(saved["t"]) for saved in state["param_groups"]]
-            self.t = int(state["t"])
             for name, flat in self._states.items():
                 flat[:] = state["state"][name]
             for launch, scalars in zip(self._launches, state["scalar_state"], strict=True):
                 for name, values in scalars.items():
                     launch.scalar_states[name][:] = values
+                launch.count_from(0)
             if self._ema is not None:
                 self._targets.scatter(state["ema"], self._ema)
+            self._t = self._counted_from = t
+            self._started_at = started_at
+            self._torn = False
 
     def _rules_of(self, groups: list[Mapping[str, Any]]) -> list[Rule]:
-        if len(groups) != len(self.param_groups):
-            raise CheckpointError(f"the state must have {len(self.param_groups)} groups, given {len(groups)}")
+        if len(groups) != len(self._groups):
+            raise CheckpointError(f"the state must have {len(self._groups)} groups, given {len(groups)}")
         rules = []
         for i, saved in enumerate(groups):
             missing = {*self._names, "t"} - set(saved)
@@ -483,6 +540,12 @@ def is_group_list(params: Any) -> bool:
         and bool(params)
         and all(isinstance(g, dict) and ("params" in g or "match" in g) for g in params)
     )
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise CheckpointError(f"the state's t must be a number of steps, given {value!r}")
+    return int(value)
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -143,7 +144,8 @@ class Targets:
         if len(dtypes) > 1:
             raise ArrayError(f"params must have one dtype, given {' and '.join(sorted(map(str, dtypes)))}")
         self.dtype: np.dtype[Any] = dtypes.pop() if dtypes else np.dtype(np.float32)
-        _refuse_overlap(self.parameters.arrays)
+        self._taken: list[tuple[int, int, str]] = []
+        self.take("params", self.parameters.arrays)
         n = len(self.segments)
         self.flat = Where(np.zeros(n, np.int64), np.array([s.offset for s in self.segments], np.int64))
 
@@ -157,14 +159,58 @@ class Targets:
         """Length of a flat state array, padding between segments included."""
         return extent(self.segments)
 
+    def take(self, what: str, arrays: Sequence[NDArray[Any]]) -> None:
+        """Remember memory that a step writes: nothing else may lie there.
+
+        Raises
+        ------
+        ArrayError
+            If it is taken already.
+        """
+        spans = sorted([*self._taken, *_spans(what, arrays)])
+        _refuse_overlap(spans)
+        self._taken = spans
+
+    def leaves(self, grads: Any) -> list[Any] | None:
+        """Objects that `grads` is made of, to tell whether they are those of the last step; None if it is malformed."""
+        if grads is None or isinstance(grads, np.ndarray):
+            return [grads]
+        if self._single:
+            grads = [grads]
+        if not isinstance(grads, list | tuple) or len(grads) != len(self._forms):
+            return None
+        found: list[Any] = []
+        for form, value in zip(self._forms, grads, strict=True):
+            if isinstance(value, Mapping):
+                if value.keys() != form.given.keys():
+                    return None
+                found += [value[key] for key in form.given]
+            elif isinstance(value, list | tuple):
+                found += value
+            else:
+                found.append(value)
+        return found
+
     def gradients(self, grads: Any, *, writeable: bool) -> Arrays:
         """Take what mirrors the parameters; None stands for their own ``grad``.
 
         Raises
         ------
         ArrayError
-            Where it does not mirror them.
+            Where it does not mirror them, or shares memory with what a step writes.
         """
+        taken = self._mirroring(grads, writeable=writeable)
+        spans = _spans("grads", taken.arrays)
+        if writeable:
+            _refuse_overlap(sorted([*self._taken, *spans]))
+        else:  # they may share memory with each other
+            starts = [start for start, _, _ in self._taken]
+            for span in spans:
+                near = bisect(starts, span[0])
+                _refuse_overlap(sorted([*self._taken[max(0, near - 1) : near + 1], span]))
+        return taken
+
+    def _mirroring(self, grads: Any, *, writeable: bool) -> Arrays:
         if grads is None:
             if not all(isinstance(f.given, FlatParams) for f in self._forms):
                 raise ArrayError("grads must be given: these params are plain arrays and carry no grad")
@@ -237,11 +283,18 @@ def _claim(segments: Sequence[Segment], group: list[int], patterns: Sequence[tup
                     group[k] = i
 
 
-def _refuse_overlap(arrays: Sequence[NDArray[Any]]) -> None:
-    spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays if a.nbytes)
-    for (_, end), (start, _) in pairwise(spans):
+def _spans(what: str, arrays: Iterable[NDArray[Any]]) -> list[tuple[int, int, str]]:
+    """First and last address of arrays, which are contiguous."""
+    starts = ((a.ctypes.data, a.nbytes) for a in arrays if a.nbytes)
+    return [(start, start + size, what) for start, size in starts]
+
+
+def _refuse_overlap(spans: Sequence[tuple[int, int, str]]) -> None:
+    for (_, end, one), (start, _, other) in pairwise(spans):
         if start < end:
-            raise ArrayError("params must not share memory: an array, or a part of one, was given twice")
+            if one == other:
+                raise ArrayError(f"{one} must not share memory: an array, or a part of one, was given twice")
+            raise ArrayError(f"{one} and {other} must not share memory: a step would read what it has written")
 
 
 def _describe(value: Any) -> str:

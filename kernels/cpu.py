@@ -2,23 +2,20 @@
 
 Two loops are written by hand, over the rows of a table of tiles. What is done in a tile is printed text: the rule,
 and around it the views of the arrays, the scalars out of their row, the stores and the lanes of the sums. Everything
-printed is a global of the hand-written template, because Numba caches a function of a file, and neither a closure
-nor executed text.
+printed is a global of the hand-written template. A kernel takes one number, the address of its control block: each
+array handed over would cost 0.1 µs at every call.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-import os
-import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray, njit, prange, types  # type: ignore[attr-defined]  # carray is public, unmarked
 from numba.core import config as _config
@@ -26,35 +23,29 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from fastgd.kernels.blocks import LANES, SUM_BLOCK, Where, block_counts, equal_cuts, tiles
-from fastgd.kernels.errors import HyperparameterError
+from fastgd.kernels.cpu_cache import KernelFile, machine
+from fastgd.kernels.cpu_threads import launch, layer
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.printers import scalar_text
 
-log = logging.getLogger("fastgd")
 config: Any = _config  # its attributes are made at run time
 
 FLAGS: Any = {"error_model": "numpy", "nogil": True}  # Python's error model has a branch at every division: no vectors
-CROSSOVER = 32768  # elements in all from which two threads are faster than one
+CROSSOVER = 32768  # elements in all from which two threads are faster than one: docs/performance.md
 CHUNKS_PER_THREAD = 8  # more than one, so that a layer that steals work can balance a busy core
 
+# Cells of a control block, int64: addresses of the arrays below, and their lengths.
+ADDRESSES, ROWS, TABLE, CUTS, BLOCK_SUMS, FIRST, SUMS, SEGMENTS, ROW_COUNT, TILES, CUT_COUNT, RUNS = range(12)
+CELLS = 12
+
 # ---- the loops written by hand -----------------------------------------------------------------------------------
-# `_tile` is put in by `specialise`. The columns of a table are those of `fastgd.kernels.blocks`.
-
-
-def _sweep(addresses, rows, table, cuts):  # type: ignore[no-untyped-def]
-    for c in prange(cuts.size - 1):
-        for b in range(cuts[c], cuts[c + 1]):
-            _tile(addresses[table[b, 3]], rows[table[b, 2]], table[b, 0], table[b, 1])  # type: ignore[name-defined]  # noqa: F821
-
-
-def _sweep_sums(addresses, rows, table, cuts, sums):  # type: ignore[no-untyped-def]
-    for c in prange(cuts.size - 1):
-        for b in range(cuts[c], cuts[c + 1]):
-            _tile(addresses[table[b, 3]], rows[table[b, 2]], table[b, 0], table[b, 1], sums, table[b, 4])  # type: ignore[name-defined]  # noqa: F821
+# `_tile`, the scalar type `_T` and the counts `_A`, `_S` and `_K` of arrays, scalars and sums are put in by
+# `specialise`. The columns of a table are those of `fastgd.kernels.blocks`. A kernel counts its runs itself, so that
+# whatever interrupts the caller, it is known whether the kernel has run.
 
 
 @intrinsic
-def _pointer(context, address, scalar):  # type: ignore[no-untyped-def]
+def _typed(context, address, scalar):  # type: ignore[no-untyped-def]
     """Turn an address into a pointer to numbers of the given scalar type."""
     signature = types.CPointer(scalar.dtype)(address, scalar)  # type: ignore[no-untyped-call]
 
@@ -62,6 +53,37 @@ def _pointer(context, address, scalar):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return signature, generate
+
+
+_pointer: Any = _typed  # Numba's decorator does not say that the context is not given
+
+
+def _sweep(control):  # type: ignore[no-untyped-def]
+    c = carray(_pointer(control, np.int64), CELLS)
+    addresses = carray(_pointer(c[ADDRESSES], np.int64), (c[SEGMENTS], _A))  # type: ignore[name-defined]  # noqa: F821
+    rows = carray(_pointer(c[ROWS], _T), (c[ROW_COUNT], _S))  # type: ignore[name-defined]  # noqa: F821
+    table = carray(_pointer(c[TABLE], np.int64), (c[TILES], 5))
+    cuts = carray(_pointer(c[CUTS], np.int64), c[CUT_COUNT])
+    for k in prange(cuts.size - 1):
+        for b in range(cuts[k], cuts[k + 1]):
+            _tile(addresses[table[b, 3]], rows[table[b, 2]], table[b, 0], table[b, 1])  # type: ignore[name-defined]  # noqa: F821
+    c[RUNS] += 1
+
+
+def _sweep_sums(control):  # type: ignore[no-untyped-def]
+    c = carray(_pointer(control, np.int64), CELLS)
+    addresses = carray(_pointer(c[ADDRESSES], np.int64), (c[SEGMENTS], _A))  # type: ignore[name-defined]  # noqa: F821
+    rows = carray(_pointer(c[ROWS], _T), (c[ROW_COUNT], _S))  # type: ignore[name-defined]  # noqa: F821
+    table = carray(_pointer(c[TABLE], np.int64), (c[TILES], 5))
+    cuts = carray(_pointer(c[CUTS], np.int64), c[CUT_COUNT])
+    first = carray(_pointer(c[FIRST], np.int64), c[SEGMENTS] + 1)
+    block_sums = carray(_pointer(c[BLOCK_SUMS], np.float64), (first[c[SEGMENTS]], _K))  # type: ignore[name-defined]  # noqa: F821
+    sums = carray(_pointer(c[SUMS], np.float64), (c[SEGMENTS], _K))  # type: ignore[name-defined]  # noqa: F821
+    for k in prange(cuts.size - 1):
+        for b in range(cuts[k], cuts[k + 1]):
+            _tile(addresses[table[b, 3]], rows[table[b, 2]], table[b, 0], table[b, 1], block_sums, table[b, 4])  # type: ignore[name-defined]  # noqa: F821
+    _add_blocks(block_sums, first, sums)
+    c[RUNS] += 1
 
 
 @njit(**FLAGS)
@@ -74,8 +96,8 @@ def _fold(lanes):  # type: ignore[no-untyped-def]
     return lanes[0]
 
 
-@njit(cache=True, **FLAGS)
-def _segment_sums(sums, first, out):  # type: ignore[no-untyped-def]
+@njit(**FLAGS)
+def _add_blocks(sums, first, out):  # type: ignore[no-untyped-def]
     """Add the block sums of each segment by the pairwise tree of `blocks.tree_sum`; overwrites `sums`."""
     for s in range(out.shape[0]):
         for k in range(out.shape[1]):
@@ -128,35 +150,67 @@ def tile_text(sweep: Sweep) -> str:
     return "\n".join(lines) + "\n"
 
 
-_KERNELS: dict[str, Callable[..., None]] = {}
+def printed(sweep: Sweep, dtype: np.dtype[Any]) -> str:
+    """Text of the functions ``_rule`` and ``_tile``, which a kernel is made of."""
+    return scalar_text(sweep, "_rule", dtype.name) + tile_text(sweep)  # type: ignore[arg-type]
 
 
-def kernel(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) -> Callable[..., None]:
-    """Compiled sweep: takes addresses, rows, table, cuts, and for a sweep with sums the block sums."""
-    text = scalar_text(sweep, "_rule", dtype.name) + tile_text(sweep)  # type: ignore[arg-type]
-    name = f"{label}_{sweep.name}_{dtype.name}_{'parallel' if parallel else 'serial'}_{_digest(text, parallel)}"
+Kernel = Callable[[int], None]
+_KERNELS: dict[str, Kernel] = {}
+
+
+def kernel(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) -> Kernel:
+    """Compiled sweep, from the cache on disk if it is there: takes the address of a control block."""
+    name = f"{label}_{sweep.name}_{dtype.name}_{'parallel' if parallel else 'serial'}"
+    name += f"_{_digest(printed(sweep, dtype), parallel)}"
     if name not in _KERNELS:
-        names: dict[str, Any] = {
-            "_math": math,
-            "_np": np,
-            "_T": dtype.type,
-            "_carray": carray,
-            "_pointer": _pointer,
-            "_fold": _fold,
-        }
-        exec(compile(text, f"<{name}>", "exec"), names)
-        for inner in ("_rule", "_tile"):
-            # The name is part of the machine code's symbol: two kernels that were cached by different processes would
-            # otherwise each bring a `_tile`, and the second one loaded would run the first one's.
-            names[inner].__qualname__ = f"{name}{inner}"
-            names[inner] = njit(**FLAGS)(names[inner])
-        template = specialise(_sweep_sums if sweep.sums else _sweep, name, _tile=names["_tile"])
-        _KERNELS[name] = _jit(template, dtype, bool(sweep.sums), parallel)
+        made = _compiled(name, sweep, dtype, parallel=parallel, cache=True)
+        # The entry point without the dispatcher, which would look for the type of the one argument at every call.
+        _KERNELS[name] = made.overloads[(types.int64,)].entry_point
     return _KERNELS[name]
 
 
+def dispatcher(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) -> Any:
+    """Numba's own view of a kernel, compiled anew: it can be asked for its LLVM and machine code."""
+    return _compiled(f"{label}_{sweep.name}_{dtype.name}", sweep, dtype, parallel=parallel, cache=False)
+
+
+def _compiled(name: str, sweep: Sweep, dtype: np.dtype[Any], *, parallel: bool, cache: bool) -> Any:
+    names: dict[str, Any] = {
+        "_math": math,
+        "_np": np,
+        "_T": dtype.type,
+        "_carray": carray,
+        "_pointer": _pointer,
+        "_fold": _fold,
+    }
+    exec(compile(printed(sweep, dtype), f"<{name}>", "exec"), names)
+    for inner in ("_rule", "_tile"):
+        # The name is part of the machine code's symbol: two kernels that were cached by different processes would
+        # otherwise each bring a `_tile`, and the second one loaded would run the first one's.
+        names[inner].__qualname__ = f"{name}{inner}"
+        names[inner] = njit(**FLAGS)(names[inner])
+    template = specialise(
+        _sweep_sums if sweep.sums else _sweep,
+        name,
+        _tile=names["_tile"],
+        _T=dtype.type,
+        _A=len(sweep.arrays),
+        _S=len(sweep.scalars),
+        _K=len(sweep.sums),
+    )
+    made: Any = njit(parallel=parallel, **FLAGS)(template)
+    if cache:
+        made._cache = KernelFile(name)
+    if parallel:
+        layer()  # a kernel from the cache starts the threads: they are started our way
+    made.compile((types.int64,))
+    made.disable_compile()
+    return made
+
+
 def specialise(template: Callable[..., Any], name: str, **names: Any) -> FunctionType:
-    """Copy of a template that sees `names` as globals and is known to Numba's cache as `name`."""
+    """Copy of a template that sees `names` as globals and is compiled under `name`."""
     assert isinstance(template, FunctionType)
     copy = FunctionType(template.__code__, {**template.__globals__, **names}, name)
     copy.__qualname__ = name
@@ -168,74 +222,9 @@ _OWN_TEXT = Path(__file__).read_bytes()
 
 
 def _digest(text: str, parallel: bool) -> str:
-    # Numba's own key knows this file and the machine, not what a global holds, nor any of these switches.
     switches = [config.OPT, config.BOUNDSCHECK, config.LOOP_VECTORIZE, config.SLP_VECTORIZE, parallel]
-    key = repr((text, sorted(FLAGS.items()), switches)).encode() + _OWN_TEXT
+    key = repr((text, sorted(FLAGS.items()), switches, machine())).encode() + _OWN_TEXT
     return hashlib.sha256(key).hexdigest()[:16]
-
-
-def _jit(template: FunctionType, dtype: np.dtype[Any], sums: bool, parallel: bool) -> Callable[..., None]:
-    integers = types.Array(types.int64, 2, "C")
-    signature = [integers, types.Array(numba.from_dtype(dtype), 2, "C"), integers, types.Array(types.int64, 1, "C")]
-    if sums:
-        signature.append(types.Array(types.float64, 2, "C"))
-    flags = {**FLAGS, "parallel": parallel}
-    try:
-        dispatcher = njit(cache=True, **flags)(template)
-    except RuntimeError as error:  # nowhere to write
-        log.warning("kernels are compiled anew in each process: %s", error)
-        dispatcher = njit(**flags)(template)
-    dispatcher.compile(tuple(signature))
-    dispatcher.disable_compile()
-    result: Callable[..., None] = dispatcher
-    return result
-
-
-# ---- threads -----------------------------------------------------------------------------------------------------
-
-_parallel_launch = threading.Lock()  # Numba's workqueue layer aborts the process on two launches at once
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True  # GNU OpenMP kills a forked child that goes parallel
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def available_threads(asked: int | None = None) -> int:
-    """Decide how many threads to use: those asked for, or as many as the process may run at once.
-
-    Affinity and the cgroup's CPU quota count, ``FASTGD_NUM_THREADS`` overrides both.
-
-    Raises
-    ------
-    HyperparameterError
-        If more are asked for than Numba has (``NUMBA_NUM_THREADS``), or less than one.
-    """
-    most: int = config.NUMBA_NUM_THREADS
-    source = "threads"
-    if asked is None and (text := os.environ.get("FASTGD_NUM_THREADS")):
-        source = "FASTGD_NUM_THREADS"
-        try:
-            asked = int(text)
-        except ValueError:
-            raise HyperparameterError(f"FASTGD_NUM_THREADS must be a number of threads, given {text!r}") from None
-    if asked is None:
-        return max(1, min(most, int(_quota())))
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most:
-        raise HyperparameterError(f"{source} must be a whole number from 1 to {most}, given {asked!r}")
-    return asked
-
-
-def _quota() -> float:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1.0, int(quota) / int(period))
-    except (OSError, ValueError):  # no such file, or "max"
-        return float(config.NUMBA_NUM_THREADS)
 
 
 # ---- a sweep, bound to arrays ------------------------------------------------------------------------------------
@@ -248,87 +237,87 @@ class CpuSweep:
     ----------
     sweep
         What is done.
-    dtype
-        float32 or float64, of arrays and scalars alike.
     sizes
         Elements of each segment.
     rows
         Row of scalars of each segment.
+    scalars
+        The rows, of shape (rows, scalars of the sweep), in the dtype of the arrays; read at every run.
     label
         First part of the kernel's name.
     threads
-        See `available_threads`.
+        See `fastgd.kernels.cpu_threads.available_threads`.
     """
 
     def __init__(
         self,
         sweep: Sweep,
-        dtype: np.dtype[Any],
         sizes: Sequence[int],
         rows: Sequence[int],
+        scalars: NDArray[Any],
         label: str,
         threads: int = 1,
     ) -> None:
         self.sweep = sweep
-        self.dtype = dtype
+        self.dtype = scalars.dtype
         self._label = label
         self._threads = threads
-        self._addresses = np.zeros((len(sizes), len(sweep.arrays)), np.int64)
-        self._table = tiles(sizes, rows)
-        self._first = block_counts(sizes)
-        self._block_sums = np.zeros((self._first[-1] if sweep.sums else 0, len(sweep.sums)))
-        self._segment_sums = np.zeros((len(sizes), len(sweep.sums)))
         self._parallel = threads > 1 and sum(sizes) >= CROSSOVER
-        self._cuts = equal_cuts(self._table, threads * CHUNKS_PER_THREAD if self._parallel else 1)
-        self._kernel: Callable[..., None] | None = None
-        self._kept: dict[str, Sequence[NDArray[Any]]] = {}
+        self._addresses = np.zeros((len(sizes), len(sweep.arrays)), np.int64)
+        table = tiles(sizes, rows)
+        cuts = equal_cuts(table, threads * CHUNKS_PER_THREAD if self._parallel else 1)
+        first = block_counts(sizes)
+        block_sums = np.zeros((first[-1] if sweep.sums else 0, len(sweep.sums)))
+        self._sums = np.zeros((len(sizes), len(sweep.sums)))
+        self._control = np.zeros(CELLS, np.int64)
+        self._held = (self._addresses, scalars, table, cuts, block_sums, first, self._sums)  # in the cells' order
+        for cell, array in enumerate(self._held):
+            self._control[cell] = array.ctypes.data
+        self._control[[SEGMENTS, ROW_COUNT, TILES, CUT_COUNT]] = len(sizes), len(scalars), len(table), len(cuts)
+        self._address: int = self._control.ctypes.data
+        self.run: Callable[[], None] = self._first_run
+        """Updates the arrays in place."""
+        self._bound: dict[str, Sequence[NDArray[Any]]] = {}
+
+    @property
+    def runs(self) -> int:
+        """How often it has run to its end; the kernel itself counts."""
+        return int(self._control[RUNS])
+
+    @runs.setter
+    def runs(self, count: int) -> None:
+        self._control[RUNS] = count
 
     def bind(self, name: str, arrays: Sequence[NDArray[Any]], where: Where) -> None:
         """Take the arrays of one quantity; they are kept alive until others are bound under this name."""
         if name not in self.sweep.arrays:
             return
-        start = np.array([a.ctypes.data for a in arrays], np.int64)
-        self._addresses[:, self.sweep.arrays.index(name)] = start[where.array] + where.offset * self.dtype.itemsize
-        self._kept[name] = arrays
+        column = self._addresses[:, self.sweep.arrays.index(name)]
+        if len(arrays) == 1:
+            column[:] = where.offset * self.dtype.itemsize + arrays[0].ctypes.data
+        else:
+            start = np.array([a.ctypes.data for a in arrays], np.int64)
+            column[:] = start[where.array] + where.offset * self.dtype.itemsize
+        self._bound[name] = arrays
 
     def prepare(self) -> None:
         """Compile the kernel or load it from the cache; otherwise the first run does it."""
-        if self._kernel is None:
-            self._kernel = kernel(self.sweep, self.dtype, self._label, parallel=self._parallel)
-
-    def run(self, rows: NDArray[Any]) -> None:
-        """Update the arrays in place."""
-        if self._kernel is None or (self._parallel and _forked):
-            self._refresh()
+        made = kernel(self.sweep, self.dtype, self._label, parallel=self._parallel)
         if self._parallel:
-            self._launch(rows)
+            self.run = partial(launch, made, self._address, self._threads, self._run_serial)
         else:
-            self._kernel(self._addresses, rows, self._table, self._cuts)  # type: ignore[misc]
+            self.run = partial(made, self._address)
 
-    def sums(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Update the arrays in place and return the sums, float64, of shape (segments, terms)."""
-        if self._kernel is None or (self._parallel and _forked):
-            self._refresh()
+    def _run_serial(self) -> None:
         if self._parallel:
-            self._launch(rows, self._block_sums)
-        else:
-            self._kernel(self._addresses, rows, self._table, self._cuts, self._block_sums)  # type: ignore[misc]
-        _segment_sums(self._block_sums, self._first, self._segment_sums)
-        return self._segment_sums
+            self._parallel = False
+            self.prepare()
+        self.run()
 
-    def _refresh(self) -> None:
-        if _forked and self._parallel:
-            self._parallel, self._kernel = False, None
+    def _first_run(self) -> None:
         self.prepare()
+        self.run()
 
-    def _launch(self, *arguments: NDArray[Any]) -> None:
-        assert self._kernel is not None
-        with _parallel_launch:
-            before = numba.get_num_threads()
-            if before != self._threads:
-                numba.set_num_threads(self._threads)
-            try:
-                self._kernel(self._addresses, arguments[0], self._table, self._cuts, *arguments[1:])
-            finally:
-                if before != self._threads:
-                    numba.set_num_threads(before)
+    def sums(self) -> NDArray[np.float64]:
+        """Give the sums of the last run, float64, of shape (segments, terms)."""
+        return self._sums

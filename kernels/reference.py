@@ -31,14 +31,19 @@ class NumpySweep:
     """One sweep over all segments; see `fastgd.kernels.cpu.CpuSweep`, whose interface this has."""
 
     def __init__(
-        self, sweep: Sweep, dtype: np.dtype[Any], sizes: Sequence[int], rows: Sequence[int], label: str
+        self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
     ) -> None:
         self.sweep = sweep
-        self.dtype = dtype
         self.sizes = tuple(sizes)
         self.rows = tuple(rows)
-        self._rule = compile_text(sweep, dtype)
+        self.runs = 0
+        self._scalars = scalars
+        self._rule = compile_text(sweep, scalars.dtype)
         self._views: dict[str, list[NDArray[Any]]] = {}
+        self._sums = np.zeros((len(sizes), len(sweep.sums)))
+        self.run: Callable[[], None] = self._run
+        """Updates the arrays in place."""
+        self._computed: tuple[int, list[tuple[NDArray[Any], Any]]] = (-1, [])
 
     def bind(self, name: str, arrays: Sequence[NDArray[Any]], where: Where) -> None:
         """Take the arrays of one quantity; each segment's part is cut out of them."""
@@ -50,24 +55,29 @@ class NumpySweep:
     def prepare(self) -> None:
         """Compile what is left to compile: nothing."""
 
-    def run(self, rows: NDArray[Any]) -> None:
-        """Update the arrays in place."""
-        self._run(rows)
+    def _run(self) -> None:
+        if self._computed[0] != self.runs:  # what was computed is kept, so that an interrupted run can be finished
+            self._computed = self.runs, self._compute()
+        for into, value in self._computed[1]:
+            into[...] = value
+        self.runs += 1
+        self._computed = (-1, [])
 
-    def sums(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Update the arrays in place and return the sums, float64, of shape (segments, terms)."""
-        return np.array([tree_sum(np.stack(terms, axis=1).astype(np.float64)) for terms in self._run(rows)]).reshape(
-            len(self.sizes), len(self.sweep.sums)
-        )
+    def sums(self) -> NDArray[np.float64]:
+        """Give the sums of the last run, float64, of shape (segments, terms)."""
+        return self._sums
 
-    def _run(self, rows: NDArray[Any]) -> list[list[NDArray[Any]]]:
-        summed = []
+    def _compute(self) -> list[tuple[NDArray[Any], Any]]:
+        """Compute new values, each with the place it goes to."""
+        computed: list[tuple[NDArray[Any], Any]] = []
         with np.errstate(all="ignore"):  # NaN and infinity are the caller's data, not news
             for segment, (size, row) in enumerate(zip(self.sizes, self.rows, strict=True)):
                 arrays = [self._views[a][segment] for a in self.sweep.arrays]
-                results = self._rule(*arrays, *rows[row])
+                results = self._rule(*arrays, *self._scalars[row])
+                written = len(self.sweep.writes)
                 for name, value in zip(self.sweep.writes, results, strict=False):
-                    self._views[name][segment][:] = value
-                terms = results[len(self.sweep.writes) :]
-                summed.append([lane_sums(np.broadcast_to(t, (size,))) for t in terms])
-        return summed
+                    computed.append((self._views[name][segment], value))
+                for k, term in enumerate(results[written:]):
+                    blocks = lane_sums(np.broadcast_to(term, (size,))).astype(np.float64)
+                    computed.append((self._sums[segment, k : k + 1], tree_sum(blocks)))
+        return computed

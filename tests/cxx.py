@@ -79,11 +79,12 @@ def build(text):
 class CxxSweep:
     """See `fastgd.kernels.cpu.CpuSweep`."""
 
-    def __init__(self, sweep, dtype, sizes, rows, label):
-        self.sweep, self.sizes, self.dtype = sweep, sizes, dtype
+    def __init__(self, sweep, sizes, rows, scalars, label):
+        self.sweep, self.sizes, self.scalars = sweep, sizes, scalars
         self.table, self.first = tiles(sizes, rows), block_counts(sizes)
         self.views = {}
-        self.tile = build(source(sweep, dtype))
+        self.tile = build(source(sweep, scalars.dtype))
+        self.runs = 0
 
     def bind(self, name, arrays, where):
         if name in self.sweep.arrays:
@@ -94,23 +95,19 @@ class CxxSweep:
     def prepare(self):
         pass
 
-    def run(self, rows):
-        self._blocks(rows)
-
-    def sums(self, rows):
-        blocks = self._blocks(rows)
-        parts = [blocks[a:b] for a, b in zip(self.first[:-1], self.first[1:], strict=True)]
-        return np.array([tree_sum(p) for p in parts])
-
-    def _blocks(self, rows):
-        blocks = np.zeros((int(self.first[-1]), len(self.sweep.sums)))
+    def run(self):
+        self.blocks = np.zeros((int(self.first[-1]), len(self.sweep.sums)))
         for t in self.table:
             pointers = [self.views[a][t[SEGMENT]].ctypes.data for a in self.sweep.arrays]
             self.tile(
                 (ctypes.c_void_p * len(pointers))(*pointers),
-                ctypes.c_void_p(rows[t[ROW]].ctypes.data),
+                ctypes.c_void_p(self.scalars[t[ROW]].ctypes.data),
                 ctypes.c_long(t[LO]),
                 ctypes.c_long(t[HI]),
-                ctypes.c_void_p(blocks[t[FIRST] :].ctypes.data),
+                ctypes.c_void_p(self.blocks[t[FIRST] :].ctypes.data),
             )
-        return blocks
+        self.runs += 1
+
+    def sums(self):
+        parts = [self.blocks[a:b] for a, b in zip(self.first[:-1], self.first[1:], strict=True)]
+        return np.array([tree_sum(p) for p in parts])

@@ -258,10 +258,10 @@ def test_functions_mean_the_same_everywhere(function, dtype):
     results = []
     for cls in (NumpySweep, CpuSweep, *([CxxSweep] if GXX else [])):
         arrays = {a: x.copy() for a, x in zip("pgm", start, strict=True)}
-        bound = cls(sweep, dtype, [n], [0], "language")
+        bound = cls(sweep, [n], [0], row, "language")
         for a in sweep.arrays:
             bound.bind(a, [arrays[a]], Where(np.zeros(1, np.int64), np.zeros(1, np.int64)))
-        bound.run(row)
+        bound.run()
         results.append([arrays[a] for a in sweep.writes])
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):

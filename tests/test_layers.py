@@ -17,10 +17,11 @@ LAYERS = [
     ["kernels.errors"],
     ["kernels.language", "kernels.tail", "kernels.rule", "kernels.rules"],
     ["kernels.printers", "kernels.storage", "kernels.blocks"],
-    ["kernels.cpu", "kernels.cuda_numba", "kernels.cuda_cupy", "kernels.reference"],
+    ["kernels.cpu_cache", "kernels.cpu_threads"],
+    ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_cupy", "kernels.reference"],
     ["backend"],
     ["flat"],
-    ["targets", "launch", "optimizer", "schedules"],
+    ["targets", "launch", "gradient", "groups", "optimizer", "schedules"],
     ["optimizers", "functional", "presets", "health"],
     ["checkpoint", "distributed"],
     ["nn"],
@@ -37,7 +38,10 @@ STANDARD_ONLY = (
     "kernels.rules",
     "kernels.printers",
 )
-OWNERS = {"numba": {"kernels.cpu", "bench.roofline"}, "cupy": {"kernels.cuda_cupy"}}
+OWNERS = {
+    "numba": {"kernels.cpu", "kernels.cpu_cache", "kernels.cpu_threads", "kernels.cpu_device", "bench.roofline"},
+    "cupy": {"kernels.cuda_cupy"},
+}
 
 
 def modules():

@@ -1,0 +1,101 @@
+"""What is asked of the gradient before a step: its global norm, and whether it is finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from fastgd.backend import SweepOnArrays
+from fastgd.kernels.blocks import tree_sum
+from fastgd.kernels.errors import NonFiniteError
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.tail import gradient_norm, nonfinite_count
+from fastgd.targets import Arrays, Targets
+
+
+class GradientCheck:
+    """Norm, check and clip of the gradient, in one read of it.
+
+    Parameters
+    ----------
+    targets
+        The parameters that the gradients mirror.
+    make
+        Constructor of a sweep on the backend.
+    max_norm
+        Global norm that is clipped to, or None.
+    on_nonfinite
+        ``"propagate"``, ``"skip"`` or ``"raise"``.
+    """
+
+    def __init__(
+        self, targets: Targets, make: Callable[..., SweepOnArrays], max_norm: float | None, on_nonfinite: str
+    ) -> None:
+        self._targets = targets
+        self._max_norm = max_norm
+        self._on_nonfinite = on_nonfinite
+        self._factor = np.zeros((1, 1), targets.dtype)
+        sizes = [s.size for s in targets.segments]
+
+        def over_all(sweep: Sweep, label: str) -> SweepOnArrays:
+            return make(sweep, sizes, [0] * len(sizes), self._factor, label)
+
+        self._norm = over_all(gradient_norm(), "gradient_norm")
+        self._count = over_all(nonfinite_count(), "nonfinite_count")
+        self._gradients: Arrays | None = None
+        self.norm: float | None = None
+
+    def bind(self, gradients: Arrays) -> None:
+        """Take the gradients."""
+        self._gradients = gradients
+        self._norm.bind("g", *gradients)
+        self._count.bind("g", *gradients)
+
+    def measure(self, factor: float) -> float | None:
+        """Find what the gradient is multiplied by: `factor`, clipped; None where the step is to be skipped.
+
+        Raises
+        ------
+        NonFiniteError
+            For NaN or infinity in the gradient times `factor`, where that is wanted.
+        """
+        norm = self._norm_of(factor)
+        if not math.isfinite(norm):
+            # What is clipped may pass float32's range in between; what is not is an overflow.
+            if self._total(self._count, factor if self._max_norm is None else 1.0):
+                if self._on_nonfinite == "raise":
+                    raise NonFiniteError(self._first_nonfinite(factor))
+                if self._on_nonfinite == "skip":
+                    self.norm = norm
+                    return None
+            else:  # finite gradients whose squares overflow
+                shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**600
+                norm = self._norm_of(1 / shift) * shift * abs(factor)
+        self.norm = norm
+        if self._max_norm is None:
+            return factor
+        clip = self._max_norm / (norm + 1e-6)
+        return factor * (1.0 if clip > 1.0 else clip)  # a NaN stays
+
+    def _norm_of(self, factor: float) -> float:
+        return math.sqrt(self._total(self._norm, factor))
+
+    def _total(self, sweep: SweepOnArrays, factor: float) -> float:
+        self._factor[0, 0] = factor
+        sweep.run()
+        return float(tree_sum(sweep.sums())[0])
+
+    def _first_nonfinite(self, factor: float) -> str:
+        assert self._gradients is not None
+        with np.errstate(all="ignore"):
+            for segment, part in zip(self._targets.segments, self._targets.views(self._gradients), strict=True):
+                bad = np.flatnonzero(~np.isfinite(part * part.dtype.type(factor)))
+                if bad.size:
+                    k = int(bad[0])
+                    value = part[k].item()
+                    index = tuple(int(i) for i in np.unravel_index(k, segment.shape))
+                    times = f", times {factor:g}," if math.isfinite(value) else ""
+                    return f"the gradient of {segment.name!r} is {value:g}{times} at {index}; nothing was changed"
+        raise AssertionError("a non-finite element was counted and is not there")
