@@ -39,7 +39,7 @@ _HOMES = {
     ),
     "kernels.errors",
 )
-_MODULES = ("backend", "bench", "callbacks", "flat", "kernels", "nn", "optimizer", "optimizers")
+_MODULES = ("backend", "bench", "callbacks", "flat", "functional", "kernels", "nn", "optimizer", "optimizers")
 
 
 def __getattr__(name: str) -> Any:

@@ -62,34 +62,34 @@ class Group(dict[str, Any]):
         group.changes = changes
         return group
 
-    def read(self, rule: Rule, index: int, t: int) -> Rule:
+    def read(self, rule: Rule, index: int, t: int) -> tuple[Rule, bool]:
         """Make the rule of the present values; of schedules, of their values after `t` steps.
+
+        Returns
+        -------
+        rule : Rule
+        scheduled : bool
+            Whether a value is a schedule, so that the next step must read again.
 
         Raises
         ------
         HyperparameterError
             If a value is missing, unknown or out of range.
         """
-        self.changed = False
-        try:
-            refuse_unknown(self, rule, index)
-            names = rule.hyperparameters()
-            missing = [n for n in names if n not in self]
-            if missing:
-                raise HyperparameterError(f"group {index}: {missing[0]!r} was taken out; it must have a value")
-            given = {n: self[n] for n in names}
-            schedules = [n for n, value in given.items() if callable(value)]
-            for name in schedules:
-                given[name] = given[name](t)
-            made = type(rule)(**given)
-        except BaseException:
-            self.changed = True
-            raise
+        refuse_unknown(self, rule, index)
+        names = rule.hyperparameters()
+        missing = [n for n in names if n not in self]
+        if missing:
+            raise HyperparameterError(f"group {index}: {missing[0]!r} was taken out; it must have a value")
+        given = {n: self[n] for n in names}
+        schedules = [n for n, value in given.items() if callable(value)]
+        for name in schedules:
+            given[name] = given[name](t)
+        made = type(rule)(**given)
         for name in names:  # a list becomes the rule's tuple: what is changed inside it would not be seen
             if name not in schedules:
                 dict.__setitem__(self, name, getattr(made, name))
-        self.changed = self.changed or bool(schedules)
-        return made
+        return made, bool(schedules)
 
 
 def refuse_unknown(given: Mapping[str, Any], rule: Rule, index: int) -> None:

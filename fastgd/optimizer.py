@@ -137,7 +137,7 @@ class Optimizer:
         self._t = 0
         self._started_at = [0] * len(self._groups)  # value of t at which a group had taken no step
         self._counted_from = 0  # value of t at which the sweeps had not run
-        self._torn = False  # whether a step was begun and not ended
+        self._begun = 0  # the step whose writing was begun: other than t where it did not end
         self._options: list[dict[str, object]] = []
         self._reread()
         self._targets = Targets(given, single)
@@ -311,7 +311,7 @@ class Optimizer:
         optimizer on several threads come one after the other; those of different ones run freely.
         """
         with self._lock:
-            if self._torn:
+            if self._begun != self._t:
                 self._refuse_torn()
             if grads is not self._given:
                 self._bind_gradients(grads)
@@ -333,23 +333,21 @@ class Optimizer:
             if not self._runs:
                 self._runs = [launch.compile() for launch in self._launches]
             try:
-                self._torn = True  # memory is written from here on
+                self._begun = t  # memory is written from here on
                 for run in self._runs:
                     run()
                 self._t = t
-                self._torn = False
             except KeyboardInterrupt:
                 self._finish(t)
                 raise
 
     def _finish(self, t: int) -> None:
         """Bring a step to its end that Ctrl-C stopped between two sweeps; Ctrl-C is raised behind it."""
-        while self._torn:
+        while self._begun != self._t:
             try:
                 for launch in self._launches:
                     launch.finish(t - 1 - self._counted_from)
                 self._t = t
-                self._torn = False
             except KeyboardInterrupt:  # another one
                 pass
 
@@ -367,25 +365,30 @@ class Optimizer:
 
     def _reread(self) -> None:
         """Take over changed values of groups; the rules are rebuilt, the kernels stay."""
-        self._changes.pending = False
         try:
+            self._changes.pending = False  # first: another thread may set a value while they are read
             for i, group in enumerate(self._groups):
                 if group.changed:
-                    self._rules[i] = self._read(i, group)
+                    self._read(i, group)
         finally:
             if any(group.changed for group in self._groups):
                 self._changes.pending = True
 
-    def _read(self, i: int, group: Group) -> Rule:
-        rule = group.read(self._rules[i], i, self._t - self._started_at[i])
-        if self._options and rule.options() != self._options[i]:
+    def _read(self, i: int, group: Group) -> None:
+        try:
+            group.changed = False
+            rule, scheduled = group.read(self._rules[i], i, self._t - self._started_at[i])
+            if self._options and rule.options() != self._options[i]:
+                changed = [k for k, v in rule.options().items() if v != self._options[i][k]]
+                raise HyperparameterError(
+                    f"group {i}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
+                    "which is fixed when the optimizer is built; build a new one"
+                )
+            self._rules[i] = rule
+            group.changed = group.changed or scheduled
+        except BaseException:
             group.changed = True
-            changed = [k for k, v in rule.options().items() if v != self._options[i][k]]
-            raise HyperparameterError(
-                f"group {i}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
-                "which is fixed when the optimizer is built; build a new one"
-            )
-        return rule
+            raise
 
     def _bind_gradients(self, grads: Any) -> None:
         """Validate the gradients and hand their addresses on; not those of the last step, object for object."""
@@ -434,7 +437,7 @@ class Optimizer:
             plain Python values, and arrays that are copies. A schedule is saved as the value it last gave.
         """
         with self._lock:
-            if self._torn:
+            if self._begun != self._t:
                 self._refuse_torn()
             groups = [
                 {**{n: getattr(rule, n) for n in self._names}, "t": self._t - start}
@@ -478,7 +481,7 @@ class Optimizer:
             self._check_states(state)
             t = _count(state["t"])
             started_at = [t - _count(saved["t"]) for saved in state["param_groups"]]
-            self._torn = True  # until all is taken over
+            self._begun = -1  # until all is taken over
             for rule, group in zip(rules, self._groups, strict=True):
                 group.update({n: getattr(rule, n) for n in self._names if not callable(group[n])})
             self._rules = rules
@@ -492,7 +495,7 @@ class Optimizer:
                 self._targets.scatter(state["ema"], self._ema)
             self._t = self._counted_from = t
             self._started_at = started_at
-            self._torn = False
+            self._begun = t
 
     def _rules_of(self, groups: list[Mapping[str, Any]]) -> list[Rule]:
         if len(groups) != len(self._groups):

@@ -10,6 +10,8 @@ if __name__ != "fastgd.kernels":
         "install fastgd, or put the project's root on sys.path, and `import fastgd.kernels`"
     )
 
+from typing import Any
+
 from fastgd.kernels.language import (
     clip,
     copysign,
@@ -26,6 +28,7 @@ __all__ = [
     "Rule",
     "clip",
     "copysign",
+    "device",
     "maximum",
     "minimum",
     "per_segment",
@@ -33,3 +36,11 @@ __all__ = [
     "sqrt",
     "total",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "device":  # loads Numba
+        from fastgd.kernels.cpu_device import device
+
+        return device
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -147,17 +147,21 @@ def layer() -> str:
     return _started
 
 
-def _offer_tbb() -> None:
-    """Load TBB's wheel, which lies where the dynamic linker does not look and Numba finds it only if it is loaded."""
+def tbb_library() -> Path | None:
+    """Find the library in TBB's wheel, which lies where the dynamic linker does not look."""
     try:
         files = metadata.files("tbb") or []
     except metadata.PackageNotFoundError:
-        return
-    for file in files:
-        if file.name.startswith("libtbb.so."):
-            with contextlib.suppress(OSError):  # made for another machine: Numba takes the next layer
-                ctypes.CDLL(str(file.locate()), ctypes.RTLD_GLOBAL)
-                return
+        return None
+    return next((Path(str(f.locate())) for f in files if f.name.startswith("libtbb.so.")), None)
+
+
+def _offer_tbb() -> None:
+    """Load TBB's wheel: Numba finds it only where it is loaded."""
+    library = tbb_library()
+    if library is not None:
+        with contextlib.suppress(OSError):  # made for another machine: Numba takes the next layer
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 @contextlib.contextmanager
