@@ -266,9 +266,9 @@ class Optimizer:
                 backend=self.backend,
                 threads=self._threads,
             )
+            new.load_state_dict(state)
             for group, own in zip(new._groups, self._groups, strict=True):
                 group.update({n: copy.deepcopy(own[n], memo) for n in self._names})
-            new.load_state_dict(state)
             if new._check is not None:
                 new._check.norm = self.grad_norm
             return new
@@ -315,7 +315,7 @@ class Optimizer:
                 self._refuse_torn()
             if grads is not self._given:
                 self._bind_gradients(grads)
-            if scale != 1.0:
+            if type(scale) is not float or scale != 1.0:
                 scale = self._checked_scale(scale)
             factor = -scale if self._maximize else scale
             if self._check is not None:
@@ -440,8 +440,8 @@ class Optimizer:
             if self._begun != self._t:
                 self._refuse_torn()
             groups = [
-                {**{n: getattr(rule, n) for n in self._names}, "t": self._t - start}
-                for rule, start in zip(self._rules, self._started_at, strict=True)
+                {n: getattr(rule, n) if callable(group[n]) else group[n] for n in self._names} | {"t": self._t - start}
+                for group, rule, start in zip(self._groups, self._rules, self._started_at, strict=True)
             ]
             return {
                 "rule": self._rule_class.__name__.lower(),

@@ -182,7 +182,7 @@ class Targets:
         found: list[Any] = []
         for form, value in zip(self._forms, grads, strict=True):
             if isinstance(value, Mapping):
-                if value.keys() != form.given.keys():
+                if not isinstance(form.given, Mapping) or value.keys() != form.given.keys():
                     return None
                 found += [value[key] for key in form.given]
             elif isinstance(value, list | tuple):

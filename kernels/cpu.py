@@ -35,8 +35,8 @@ CROSSOVER = 32768  # elements in all from which two threads are faster than one:
 CHUNKS_PER_THREAD = 8  # more than one, so that a layer that steals work can balance a busy core
 
 # Cells of a control block, int64: addresses of the arrays below, and their lengths.
-ADDRESSES, ROWS, TABLE, CUTS, BLOCK_SUMS, FIRST, SUMS, SEGMENTS, ROW_COUNT, TILES, CUT_COUNT, RUNS = range(12)
-CELLS = 12
+ADDRESSES, ROWS, TABLE, CUTS, SCRATCH, BLOCK_SUMS, FIRST, SUMS, SEGMENTS, ROW_COUNT, TILES, CUT_COUNT, RUNS = range(13)
+CELLS = 13
 
 # ---- the loops written by hand -----------------------------------------------------------------------------------
 # `_tile`, the scalar type `_T` and the counts `_A`, `_S` and `_K` of arrays, scalars and sums are put in by
@@ -66,7 +66,8 @@ def _sweep(control):  # type: ignore[no-untyped-def]
     cuts = carray(_pointer(c[CUTS], np.int64), c[CUT_COUNT])
     for k in prange(cuts.size - 1):
         for b in range(cuts[k], cuts[k + 1]):
-            _tile(addresses[table[b, 3]], rows[table[b, 2]], table[b, 0], table[b, 1])  # type: ignore[name-defined]  # noqa: F821
+            t = table[b]
+            _tile(addresses[t[3]], rows[t[2]], t[0], t[1])  # type: ignore[name-defined]  # noqa: F821
     c[RUNS] += 1
 
 
@@ -76,12 +77,14 @@ def _sweep_sums(control):  # type: ignore[no-untyped-def]
     rows = carray(_pointer(c[ROWS], _T), (c[ROW_COUNT], _S))  # type: ignore[name-defined]  # noqa: F821
     table = carray(_pointer(c[TABLE], np.int64), (c[TILES], 5))
     cuts = carray(_pointer(c[CUTS], np.int64), c[CUT_COUNT])
+    lanes = carray(_pointer(c[SCRATCH], _T), (c[CUT_COUNT] - 1, _K, LANES))  # type: ignore[name-defined]  # noqa: F821
     first = carray(_pointer(c[FIRST], np.int64), c[SEGMENTS] + 1)
     block_sums = carray(_pointer(c[BLOCK_SUMS], np.float64), (first[c[SEGMENTS]], _K))  # type: ignore[name-defined]  # noqa: F821
     sums = carray(_pointer(c[SUMS], np.float64), (c[SEGMENTS], _K))  # type: ignore[name-defined]  # noqa: F821
     for k in prange(cuts.size - 1):
         for b in range(cuts[k], cuts[k + 1]):
-            _tile(addresses[table[b, 3]], rows[table[b, 2]], table[b, 0], table[b, 1], block_sums, table[b, 4])  # type: ignore[name-defined]  # noqa: F821
+            t = table[b]
+            _tile(addresses[t[3]], rows[t[2]], t[0], t[1], lanes[k], block_sums, t[4])  # type: ignore[name-defined]  # noqa: F821
     _add_blocks(block_sums, first, sums)
     c[RUNS] += 1
 
@@ -131,8 +134,8 @@ def tile_text(sweep: Sweep) -> str:
         return "\n".join(["def _tile(_addresses, _row, _lo, _hi):", *scalars, *bases, *views, *loop]) + "\n"
     n = range(len(sweep.sums))
     results = stores + [f"_t{k}" for k in n]
-    lines = ["def _tile(_addresses, _row, _lo, _hi, _sums, _block):", *scalars, *bases]
-    lines += [f"    _l{k} = _np.empty({LANES}, _T)" for k in n]
+    lines = ["def _tile(_addresses, _row, _lo, _hi, _lanes, _sums, _block):", *scalars, *bases]
+    lines += [f"    _l{k} = _lanes[{k}]" for k in n]
     lines += [
         f"    for _b in range(_lo, _hi, {SUM_BLOCK}):",
         f"        _e = min(_b + {SUM_BLOCK}, _hi)",
@@ -178,7 +181,6 @@ def dispatcher(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool
 def _compiled(name: str, sweep: Sweep, dtype: np.dtype[Any], *, parallel: bool, cache: bool) -> Any:
     names: dict[str, Any] = {
         "_math": math,
-        "_np": np,
         "_T": dtype.type,
         "_carray": carray,
         "_pointer": _pointer,
@@ -270,7 +272,17 @@ class CpuSweep:
         block_sums = np.zeros((first[-1] if sweep.sums else 0, len(sweep.sums)))
         self._sums = np.zeros((len(sizes), len(sweep.sums)))
         self._control = np.zeros(CELLS, np.int64)
-        self._held = (self._addresses, scalars, table, cuts, block_sums, first, self._sums)  # in the cells' order
+        lanes = np.zeros((len(cuts) - 1, len(sweep.sums), LANES), scalars.dtype)
+        self._held = (
+            self._addresses,
+            scalars,
+            table,
+            cuts,
+            lanes,
+            block_sums,
+            first,
+            self._sums,
+        )  # in the cells' order
         for cell, array in enumerate(self._held):
             self._control[cell] = array.ctypes.data
         self._control[[SEGMENTS, ROW_COUNT, TILES, CUT_COUNT]] = len(sizes), len(scalars), len(table), len(cuts)

@@ -166,7 +166,9 @@ print(os.waitstatus_to_exitcode(status))
 
 
 def test_the_callers_number_of_threads_is_left_alone():
-    code = "numba.set_num_threads(2)\nstepped(threads=1)\nprint(numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS)"
+    code = (
+        "numba.set_num_threads(2)\nstepped(threads=1)\nprint(numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS)"
+    )
     assert output(code, NUMBA_NUM_THREADS="3") == ["2", "3"]
     code = """
 used = []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
-    """Run the command: exit code 0, 1 for a fastgd error, 2 for wrong arguments or a missing extra, 130 for Ctrl-C."""
+    """Run the command.
+
+    Exit code 0; 1 for a fastgd error, and where the reader of a pipe has gone; 2 for wrong arguments or a missing extra;
+    130 for Ctrl-C.
+    """
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401
@@ -17,6 +22,10 @@ def main() -> None:
 
     try:
         code = command().main(prog_name="fastgd", standalone_mode=False)
+        sys.stdout.flush()  # now: at the end of the interpreter nobody could catch what it raises
+    except BrokenPipeError:  # as of `fastgd ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(1)
     except FastGDError as error:
         _end(str(error), 1)
     except ImportError as error:  # an extra that a command needs; says how to add it

@@ -8,6 +8,8 @@ import typer
 
 from fastgd.cli.bench import bench
 from fastgd.cli.demo import demo
+from fastgd.cli.doctor import doctor
+from fastgd.cli.kernels import commands as kernels
 
 
 def _version(asked: bool) -> None:
@@ -31,4 +33,6 @@ def command() -> Any:
     app.callback()(_root)
     app.command()(demo)
     app.command()(bench)
+    app.command()(doctor)
+    app.add_typer(kernels, name="kernels")
     return typer.main.get_command(app)

@@ -1,0 +1,216 @@
+"""The commands `fastgd kernels list` and `fastgd kernels show`: the rules, and what each of them becomes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastgd.cli.output import show_code, show_table
+
+if TYPE_CHECKING:
+    from fastgd.kernels.printers import DType
+    from fastgd.kernels.rule import Plan, Rule
+
+_LANGUAGES = {  # Pygments' names
+    "rule": "python",
+    "numpy": "python",
+    "numba": "python",
+    "llvm": "llvm",
+    "asm": "gas",
+    "cuda": "cuda",
+}
+_COMPILED = ("llvm", "asm")
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+commands = typer.Typer(no_args_is_help=True, help="List the update rules and show what each is compiled to.")
+
+
+@commands.command("list")
+def list_rules(
+    as_json: Annotated[bool, typer.Option("--json", help="Data, with the hyperparameters' defaults.")] = False,
+) -> None:
+    """List the rules: states, bytes that a step moves for each float32 parameter, static options."""
+    from fastgd.kernels.rule import describe
+    from fastgd.kernels.rules import RULES
+
+    rows = {name: describe(cls()) for name, cls in RULES.items()}
+    if as_json:
+        data = [
+            {"name": name, **row, "hyperparameters": {n: getattr(RULES[name](), n) for n in _settable(RULES[name])}}
+            for name, row in rows.items()
+        ]
+        print(json.dumps(data, indent=2))
+        return
+    table = [
+        (name, ", ".join(row["states"]) or "-", str(row["bytes"]), ", ".join(row["options"]) or "-")
+        for name, row in rows.items()
+    ]
+    show_table(("rule", "states", "bytes/param", "options"), table, numbers=("bytes/param",))
+
+
+@commands.command("show")
+def show_rule(
+    rule: Annotated[str, typer.Argument(help="Name of a rule, as `fastgd kernels list` gives it.")],
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(_LANGUAGES)}.")] = "rule",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="A hyperparameter, as in amsgrad=true or betas=0.9,0.99; may be given again."),
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="With the average of the parameters in the tail.")] = False,
+    zero_grad: Annotated[bool, typer.Option("--zero-grad", help="With g = 0 in the tail.")] = False,
+    parallel: Annotated[bool, typer.Option("--parallel", help="The kernel for threads; of llvm and asm.")] = False,
+) -> None:
+    """Show a rule as written, as printed for a target, or as compiled for this machine."""
+    from fastgd.kernels.errors import FastGDError
+    from fastgd.kernels.rule import plan
+    from fastgd.kernels.rules import RULES
+
+    name = rule.lower()
+    _known("RULE", name, RULES)
+    _known("--target", target, _LANGUAGES)
+    _known("--dtype", dtype, ("float32", "float64"))
+    if parallel and target not in _COMPILED:
+        raise typer.BadParameter(f"--parallel goes with --target {' or '.join(_COMPILED)}, given --target {target}")
+    try:
+        chosen = RULES[name](**_settings(RULES[name], option or []))
+        planned = plan(chosen, ema=ema, zero_grad=zero_grad)
+    except FastGDError as error:
+        raise typer.BadParameter(str(error)) from None
+    if target == "rule" and (option or ema or zero_grad):
+        print("fastgd: this is the rule as written; --target numpy has options and tail folded in", file=sys.stderr)
+    texts: dict[str, Callable[[], str]] = {
+        "rule": lambda: _written(chosen),
+        "numpy": lambda: _numpy(planned, dtype),  # type: ignore[arg-type]  # checked above
+        "numba": lambda: _numba(planned, dtype),  # type: ignore[arg-type]
+        "llvm": lambda: _linked(_compiled(planned, dtype, name, parallel, "inspect_llvm")),
+        "asm": lambda: _assembled(planned, _compiled(planned, dtype, name, parallel, "inspect_asm")),
+        "cuda": lambda: _cuda(planned, dtype),  # type: ignore[arg-type]
+    }
+    show_code(texts[target](), _LANGUAGES[target])
+
+
+# ---- what was asked for ------------------------------------------------------------------------------------------
+
+
+def _known(what: str, given: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if given not in names:
+        close = get_close_matches(given, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise typer.BadParameter(f"{what} must be one of {', '.join(names)}, given {given!r}{hint}")
+
+
+def _settable(rule_class: type[Rule]) -> dict[str, str]:
+    """Hyperparameters of a rule and their declared types, as text."""
+    declared: dict[str, Any] = getattr(rule_class, "__dataclass_fields__")  # noqa: B009  # Rule itself is no dataclass
+    return {name: str(declared[name].type) for name in rule_class.hyperparameters()}
+
+
+def _settings(rule_class: type[Rule], options: Iterable[str]) -> dict[str, object]:
+    """Hyperparameters out of ``name=value``."""
+    declared = _settable(rule_class)
+    settings = {}
+    for text in options:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise typer.BadParameter(f"--option must be name=value such as lr=0.1, given {text!r}")
+        _known(f"--option of {rule_class.__name__}", name, declared)
+        settings[name] = _value(name, declared[name], value)
+    return settings
+
+
+def _value(name: str, declared: str, text: str) -> object:
+    if "None" in declared and text.lower() == "none":
+        return None
+    if declared.startswith("bool"):
+        if text.lower() not in _TRUTHS:
+            raise typer.BadParameter(f"--option {name} must be true or false, given {text!r}")
+        return _TRUTHS[text.lower()]
+    if declared.startswith("str"):
+        return text
+    try:
+        if declared.startswith("tuple"):
+            return tuple(float(part) for part in text.strip("()[] ").split(","))
+        return float(text)
+    except ValueError:
+        wanted = "numbers such as 0.9,0.99" if declared.startswith("tuple") else "a number"
+        raise typer.BadParameter(f"--option {name} must be {wanted}, given {text!r}") from None
+
+
+# ---- what a rule becomes -----------------------------------------------------------------------------------------
+
+
+def _written(rule: Rule) -> str:
+    import inspect
+    from textwrap import dedent
+
+    stages = rule.stages()
+    names = ("measure", "combine", "update") if "measure" in stages else stages
+    return "\n".join(dedent(inspect.getsource(getattr(rule, name))) for name in names)
+
+
+def _numpy(planned: Plan, dtype: DType) -> str:
+    from fastgd.kernels.printers import numpy_text
+
+    texts = [numpy_text(sweep, sweep.name, dtype) for sweep in planned.sweeps]
+    if planned.combine is not None:  # always in float64
+        texts.insert(1, numpy_text(planned.combine, "combine", "float64"))
+    return "\n\n".join(texts)
+
+
+def _numba(planned: Plan, dtype: DType) -> str:
+    from fastgd.kernels.cpu import tile_text
+    from fastgd.kernels.printers import numpy_text, scalar_text
+
+    texts = [
+        f"# sweep {sweep.name}\n{scalar_text(sweep, '_rule', dtype)}\n\n{tile_text(sweep)}" for sweep in planned.sweeps
+    ]
+    if planned.combine is not None:
+        texts.insert(1, "# between the sweeps, by NumPy\n" + numpy_text(planned.combine, "combine", "float64"))
+    return "\n\n".join(texts)
+
+
+def _cuda(planned: Plan, dtype: DType) -> str:
+    from fastgd.kernels.printers import cxx_text
+
+    texts = [cxx_text(sweep, sweep.name, dtype) for sweep in planned.sweeps]
+    if planned.combine is not None:  # always in float64
+        texts.insert(1, cxx_text(planned.combine, "combine", "float64"))
+    return "\n".join(texts)
+
+
+def _compiled(planned: Plan, dtype: str, label: str, parallel: bool, inspect: str) -> list[str]:
+    """Text of each sweep's kernel, compiled anew: what comes from a cache cannot be inspected."""
+    import numpy as np
+
+    from fastgd.kernels.cpu import dispatcher
+
+    texts = []
+    for sweep in planned.sweeps:
+        made = dispatcher(sweep, np.dtype(dtype), label, parallel=parallel)
+        texts.append(getattr(made, inspect)(made.signatures[0]))
+    return texts
+
+
+def _linked(modules: list[str]) -> str:
+    """One module of all the kernels: two of them, one behind the other, are none that a tool would read."""
+    if len(modules) == 1:
+        return modules[0]
+    from llvmlite import binding
+
+    first, *others = (binding.parse_assembly(text) for text in modules)
+    for other in others:
+        first.link_in(other)
+    return str(first)
+
+
+def _assembled(planned: Plan, texts: list[str]) -> str:
+    if len(texts) == 1:
+        return texts[0]
+    return "\n".join(f"# sweep {sweep.name}\n{text}" for sweep, text in zip(planned.sweeps, texts, strict=True))
