@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.kernels.cpu import CROSSOVER
+from fastgd.kernels.cpu_threads import layer
 
 _BLOCK = 16384
 
@@ -36,7 +37,7 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
         Runs the sweep once.
     """
     arrays = (*changed, *read)
-    parallel = threads > 1 and arrays[0].size >= CROSSOVER
+    parallel = threads > 1 and arrays[0].nbytes * (2 * len(changed) + len(read)) >= CROSSOVER
     names = [f"a{k}" for k in range(len(arrays))]
     adds = [f"            {name}[i] += x" for name in names[: len(changed)]]
     # by blocks, as the step: an offset index would keep Numba's wrap-around check, and no vectors
@@ -51,6 +52,8 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
             *adds,
         ]
     )
+    if parallel:
+        layer()  # on the threads that the step has
     scope: dict[str, Any] = {"prange": numba.prange if parallel else range}
     exec(text, scope)
     kernel = numba.njit(parallel=parallel, error_model="numpy", nogil=True)(scope["sweep"])

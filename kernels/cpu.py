@@ -31,7 +31,7 @@ from fastgd.kernels.printers import scalar_text
 config: Any = _config  # its attributes are made at run time
 
 FLAGS: Any = {"error_model": "numpy", "nogil": True}  # Python's error model has a branch at every division: no vectors
-CROSSOVER = 32768  # elements in all from which two threads are faster than one: docs/performance.md
+CROSSOVER = 1 << 21  # bytes read and written from which two threads are faster than one: docs/performance.md
 CHUNKS_PER_THREAD = 8  # more than one, so that a layer that steals work can balance a busy core
 
 # Cells of a control block, int64: addresses of the arrays below, and their lengths.
@@ -264,7 +264,8 @@ class CpuSweep:
         self.dtype = scalars.dtype
         self._label = label
         self._threads = threads
-        self._parallel = threads > 1 and sum(sizes) >= CROSSOVER
+        streams = len(sweep.reads) + len(sweep.writes)
+        self._parallel = threads > 1 and sum(sizes) * streams * self.dtype.itemsize >= CROSSOVER
         self._addresses = np.zeros((len(sizes), len(sweep.arrays)), np.int64)
         table = tiles(sizes, rows)
         cuts = equal_cuts(table, threads * CHUNKS_PER_THREAD if self._parallel else 1)

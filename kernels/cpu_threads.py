@@ -25,11 +25,11 @@ from fastgd.kernels.errors import HyperparameterError
 
 config: Any = _config  # its attributes are made at run time
 
-SPINS = "1000"
-"""Rounds that an idle OpenMP thread spins before it sleeps: some 10 µs, enough for steps that follow each other.
+SPINS = "30000"
+"""Rounds that an idle OpenMP thread spins before it sleeps: some 0.4 ms, a tenth of libgomp's own default.
 
-libgomp's own default is 300,000. A 512 x 512 matmul between two steps took 6.0 times its own time with it, 1.03 times
-with these, and a step as long as before (docs/performance.md).
+With the default a 512 x 512 matmul between two steps took 6 to 7 times its own time, with these 2 to 2.5 times, with
+TBB 1.1 to 1.4 times. Fewer make it cheaper still, and steps of 1 M elements three times as long (docs/performance.md).
 """
 
 

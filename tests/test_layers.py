@@ -27,7 +27,7 @@ LAYERS = [
     ["nn"],
     ["callbacks", "fit", "minimize"],
     ["tune", "evaluate"],
-    ["interop", "bench"],
+    ["interop", "bench", "doctor"],
     ["cli"],
 ]
 STANDARD_ONLY = (

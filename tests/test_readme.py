@@ -24,10 +24,10 @@ def test_code_blocks_run(tmp_path):
 
 
 def test_table_of_rules_is_fresh():
-    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "docs" / "readme_tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    assert tables.refreshed(README) == README, "run python docs/readme_tables.py"
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.readme(README) == README, "run python docs/generate.py"
 
 
 @pytest.mark.parametrize("extra", ["demo", "test"])

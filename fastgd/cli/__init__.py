@@ -9,8 +9,8 @@ import sys
 def main() -> None:
     """Run the command.
 
-    Exit code 0; 1 for a fastgd error, and where the reader of a pipe has gone; 2 for wrong arguments or a missing extra;
-    130 for Ctrl-C.
+    Exit code 0; 1 for a fastgd error, and where the reader of a pipe has gone; 2 for wrong arguments or a missing
+    extra; 130 for Ctrl-C.
     """
     try:
         import rich  # noqa: F401

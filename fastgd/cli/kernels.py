@@ -55,7 +55,7 @@ def list_rules(
 
 @commands.command("show")
 def show_rule(
-    rule: Annotated[str, typer.Argument(help="Name of a rule, as `fastgd kernels list` gives it.")],
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="Name of a rule, as `fastgd kernels list` gives it.")],
     target: Annotated[str, typer.Option(help=f"One of {', '.join(_LANGUAGES)}.")] = "rule",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     option: Annotated[

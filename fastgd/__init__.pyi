@@ -1,0 +1,37 @@
+# Made by docs/generate.py from the registry of rules; do not edit.
+# ruff: noqa: TID251  # names for the type checker; nothing is loaded
+"""Optimizer update rules at the speed of memory."""
+
+from fastgd import backend as backend
+from fastgd import bench as bench
+from fastgd import callbacks as callbacks
+from fastgd import flat as flat
+from fastgd import functional as functional
+from fastgd import kernels as kernels
+from fastgd import nn as nn
+from fastgd import optimizer as optimizer
+from fastgd import optimizers as optimizers
+from fastgd.backend import backends as backends
+from fastgd.callbacks import EarlyStopping as EarlyStopping
+from fastgd.callbacks import History as History
+from fastgd.callbacks import ProgressBar as ProgressBar
+from fastgd.fit import fit as fit
+from fastgd.flat import FlatParams as FlatParams
+from fastgd.kernels.errors import ArrayError as ArrayError
+from fastgd.kernels.errors import BackendUnavailable as BackendUnavailable
+from fastgd.kernels.errors import CheckpointError as CheckpointError
+from fastgd.kernels.errors import FastGDError as FastGDError
+from fastgd.kernels.errors import HyperparameterError as HyperparameterError
+from fastgd.kernels.errors import NonFiniteError as NonFiniteError
+from fastgd.kernels.errors import RuleError as RuleError
+from fastgd.minimize import OptimizeResult as OptimizeResult
+from fastgd.minimize import minimize as minimize
+from fastgd.optimizer import Optimizer as Optimizer
+from fastgd.optimizers import GD as GD
+from fastgd.optimizers import LAMB as LAMB
+from fastgd.optimizers import SGD as SGD
+from fastgd.optimizers import Adam as Adam
+from fastgd.optimizers import AdamW as AdamW
+from fastgd.optimizers import Lion as Lion
+
+__version__: str
