@@ -34,6 +34,7 @@ class SweepOnArrays(Protocol):
 
     def bind(self, name: str, arrays: list[NDArray[Any]], where: Where) -> None: ...  # noqa: D102
     def prepare(self) -> None: ...  # noqa: D102
+    def resume(self) -> None: ...  # noqa: D102
     def sums(self) -> NDArray[np.float64]: ...  # noqa: D102
 
 
@@ -110,8 +111,10 @@ def sweep_maker(backend: Literal["numpy", "numba"], threads: int | None) -> Call
             raise HyperparameterError(f"threads must be None or 1 with backend 'numpy', given {threads!r}")
         return NumpySweep
     from fastgd.kernels.cpu import CpuSweep
-    from fastgd.kernels.cpu_threads import available_threads
+    from fastgd.kernels.cpu_threads import available_threads, config
 
+    if config.DISABLE_JIT:
+        raise BackendUnavailable("backend 'numba': NUMBA_DISABLE_JIT switches its compiler off; unset it")
     return partial(CpuSweep, threads=available_threads(threads))
 
 

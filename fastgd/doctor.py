@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter, process_time, sleep
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from fastgd.kernels.rules import RULES
 Status = Literal["ok", "note", "warn", "fail"]
 
 SLOW_MATMUL = 1.5
-"""Times its own time a matmul may take between two steps: 1.0 beside a pool at rest, 4 to 8 beside a spinning one."""
+"""Times what they take apart that a matmul and a step in turn may take: 1.0 to 1.2 with TBB, 2 to 8 with OpenMP."""
 
 SPINNING = 0.002
 """Seconds of CPU time after a step from which on idle threads are to blame: at rest 0.1 to 1 ms, with libgomp 3."""
@@ -358,7 +358,7 @@ def _matmul(threads: int) -> Finding:
 
 
 def _matmul_times(threads: int) -> tuple[float, float, float]:
-    """Seconds of a matmul alone, of one behind a parallel step, and of what idle threads burn after a step."""
+    """Seconds of a matmul and a parallel step apart, of both in turn, and of what idle threads burn after a step."""
     from fastgd.kernels.cpu import CROSSOVER
     from fastgd.optimizers import AdamW
 
@@ -370,11 +370,12 @@ def _matmul_times(threads: int) -> tuple[float, float, float]:
     def step() -> None:
         optimizer.step(g)
 
-    def matmul(before: Callable[[], object]) -> float:
-        before()
-        start = perf_counter()
+    def matmul() -> None:
         np.matmul(a, a, out=out)
-        return perf_counter() - start
+
+    def both() -> None:
+        matmul()
+        step()
 
     def burnt() -> float:
         step()
@@ -382,40 +383,43 @@ def _matmul_times(threads: int) -> tuple[float, float, float]:
         sleep(_REST)
         return process_time() - start
 
-    def rest() -> None:
-        sleep(0.02)
+    def seconds(work: Callable[[], None]) -> float:
+        """Usual time of one of many in a row; other processes disturb some, threads in each other's way most."""
+        taken: list[float] = []
+        end = perf_counter() + 0.4
+        while len(taken) < 9 or (perf_counter() < end and len(taken) < 200):
+            start = perf_counter()
+            work()
+            taken.append(perf_counter() - start)
+        return median(taken)
 
-    untouched = [matmul(rest) for _ in range(5)]  # before the first step: some threads never stop spinning after it
+    matmul_alone = seconds(matmul)  # before the first step: some threads never stop spinning after it
     step()
     sleep(0.2)  # for the threads of NumPy's matmul, which spin as well
     spin = median(burnt() for _ in range(5))
-    alone: list[float] = []
-    between: list[float] = []
-    end = perf_counter() + 0.8
-    while len(alone) < 9 or (perf_counter() < end and len(alone) < 200):
-        between += [matmul(step) for _ in range(3)]
-        matmul(rest)  # wakes NumPy's threads
-        alone += [matmul(lambda: None) for _ in range(3)]
-    # the lower quartile: other processes disturb some rounds, a spinning pool all of them
-    first, later, behind = (quantiles(x, n=4, method="inclusive")[0] for x in (untouched, alone, between))
-    return min(first, later), behind, spin
+    step_alone = seconds(step)
+    return matmul_alone + step_alone, seconds(both), spin
 
 
-def judge_matmul(alone: float, between: float, spin: float, layer: str) -> Finding:
-    """Compare the seconds of a matmul alone and between steps, given those that idle threads burn after a step."""
-    ratio = between / alone
-    value = f"{ratio:.2f} times its own time ({between * 1e3:.1f} ms for {alone * 1e3:.1f} ms, 512 x 512, float64); "
-    value += f"idle threads burn {spin * 1e3:.1f} ms{' and more' * (spin > ENDLESS)} after a step"
+def judge_matmul(apart: float, in_turn: float, spin: float, layer: str) -> Finding:
+    """Compare the seconds of a matmul and a step apart and in turn, given those that idle threads burn after a step."""
+    ratio = in_turn / apart
+    value = (
+        f"with a step in turn {ratio:.2f} times what both take apart ({in_turn * 1e3:.1f} ms for {apart * 1e3:.1f} ms, "
+    )
+    value += f"512 x 512, float64); idle threads burn {spin * 1e3:.1f} ms{' and more' * (spin > ENDLESS)} after a step"
     load = os.getloadavg()[0]
     if load > 0.5 * (os.cpu_count() or 1):
         value += f"; other processes run (load {load:.1f}), which blurs this"
     if ratio < SLOW_MATMUL and spin < ENDLESS:
         return Finding("matmul between steps", value)
+    if layer == "omp":
+        cure = f"the threads of OpenMP and of the matmul hold each other up: {_ADD_TBB}"
+        if spin >= SPINNING:
+            cure += ", or set OMP_WAIT_POLICY=passive before Python starts"
+        return Finding("matmul between steps", value, "warn", cure)
     if spin < SPINNING:
         cure = "something else wants the cores: examine again when the machine is idle, or give steps fewer threads"
         return Finding("matmul between steps", value, "note", cure)
-    if layer == "omp":
-        cure = f"OpenMP's idle threads hold the cores: {_ADD_TBB}, or set OMP_WAIT_POLICY=passive before Python starts"
-    else:
-        cure = f"idle threads hold the cores, and they are not those of {layer}: see what else computes in this process"
+    cure = f"idle threads hold the cores, and they are not those of {layer}: see what else computes in this process"
     return Finding("matmul between steps", value, "warn", cure)

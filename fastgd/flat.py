@@ -101,6 +101,13 @@ class Block(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._views)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Block:
+        return _block(self._segments, self.dtype.name, self._flat)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by the block: the views, pickled one by one, would come back as arrays of their own
+        return _block, (self._segments, self.dtype.name, self._flat.copy())
+
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -186,9 +193,14 @@ class FlatParams(Block):
         return self.copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # by the two blocks: the views, pickled one by one, would come back as arrays of their own
         shapes = {s.name: s.shape for s in self._segments}
         return _restore, (shapes, self.dtype.name, self.backend, self.flat.copy(), self.grad.flat.copy())
+
+
+def _block(segments: tuple[Segment, ...], dtype: str, flat: NDArray[Any]) -> Block:
+    block = Block(segments, np.dtype(dtype))
+    block.flat[:] = flat
+    return block
 
 
 def _restore(

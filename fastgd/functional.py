@@ -197,7 +197,7 @@ def _step(t: Any, name: str) -> int:
         number = operator.index(t)
     except TypeError:
         number = 0
-    if number < 1 or isinstance(t, bool):
+    if not 1 <= number < 2**53 or isinstance(t, bool):
         given = f"an array of shape {t.shape}" if isinstance(t, np.ndarray) else repr(t)
         raise HyperparameterError(f"{name}: t must be the number of the step being taken, from 1, given {given}")
     return number

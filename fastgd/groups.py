@@ -37,10 +37,13 @@ class Group(dict[str, Any]):
         Whether the group must be read before the next step.
     changes : Changes
         Of the optimizer, told as well.
+    where : tuple
+        The parameters that were given, and the name patterns; they cannot be changed.
     """
 
     changed = True
     changes = Changes()
+    where: tuple[Any, Any] = (None, None)
 
     for _name in ("__setitem__", "__delitem__", "__ior__", "update", "setdefault", "pop", "popitem", "clear"):
         locals()[_name] = _telling(_name)
@@ -60,6 +63,7 @@ class Group(dict[str, Any]):
             raise HyperparameterError(f"group {index}: give either 'params' or 'match', given {', '.join(given)}")
         group = cls({**{n: getattr(rule, n) for n in rule.hyperparameters()}, **given})
         group.changes = changes
+        group.where = given.get("params"), given.get("match")
         return group
 
     def read(self, rule: Rule, index: int, t: int) -> tuple[Rule, bool]:
@@ -77,6 +81,8 @@ class Group(dict[str, Any]):
             If a value is missing, unknown or out of range.
         """
         refuse_unknown(self, rule, index)
+        if self.get("params") is not self.where[0] or self.get("match") is not self.where[1]:
+            raise HyperparameterError(f"group {index}: its params stay what they are; build a new optimizer for others")
         names = rule.hyperparameters()
         missing = [n for n in names if n not in self]
         if missing:
@@ -87,7 +93,7 @@ class Group(dict[str, Any]):
             given[name] = given[name](t)
         made = type(rule)(**given)
         for name in names:  # a list becomes the rule's tuple: what is changed inside it would not be seen
-            if name not in schedules:
+            if self.get(name) is given[name]:  # not where another thread or a schedule has set it meanwhile
                 dict.__setitem__(self, name, getattr(made, name))
         return made, bool(schedules)
 

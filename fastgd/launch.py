@@ -150,10 +150,14 @@ class Launch:
         if self._last.runs == runs:
             if self._combine is not None:
                 if self.sweeps[0].runs == runs:
-                    self.sweeps[0].run()
+                    self.sweeps[0].resume()
                 self._between()
-            self._last.run()
+            self._last.resume()
         self.scalar_states.update(self._next)
+
+    def ran(self, runs: int) -> bool:
+        """Whether all sweeps have run so often."""
+        return all(sweep.runs == runs for sweep in self.sweeps)
 
     def count_from(self, runs: int) -> None:
         """Have all sweeps say that they ran so often."""

@@ -33,6 +33,7 @@ _ALIVE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 def _after_fork() -> None:
     for optimizer in _ALIVE:  # another thread of the parent may have been in a step: its mark stands, its lock must not
         optimizer._lock = threading.RLock()
+        optimizer._runs = []  # parallel kernels give way to serial ones, before the next step writes
 
 
 if hasattr(os, "register_at_fork"):
@@ -254,6 +255,7 @@ class Optimizer:
         with self._lock:
             state = self.state_dict()
             new = object.__new__(type(self))
+            memo[id(self)] = new
             Optimizer.__init__(
                 new,
                 copy.deepcopy(self.params, memo),
@@ -271,6 +273,8 @@ class Optimizer:
                 group.update({n: copy.deepcopy(own[n], memo) for n in self._names})
             if new._check is not None:
                 new._check.norm = self.grad_norm
+            for name in vars(self).keys() - vars(new).keys():  # of a subclass, or set by the user
+                setattr(new, name, copy.deepcopy(getattr(self, name), memo))
             return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -312,7 +316,9 @@ class Optimizer:
         """
         with self._lock:
             if self._begun != self._t:
-                self._refuse_torn()
+                self._settle()
+            if self._targets.foreign:
+                self._targets.refuse_moved()
             if grads is not self._given:
                 self._bind_gradients(grads)
             if type(scale) is not float or scale != 1.0:
@@ -337,8 +343,10 @@ class Optimizer:
                 for run in self._runs:
                     run()
                 self._t = t
-            except KeyboardInterrupt:
-                self._finish(t)
+            except BaseException as error:
+                # Ctrl-C and exit come from a signal, and so may an error that comes when all is written.
+                if not isinstance(error, Exception) or self._all_ran():
+                    self._finish(t)
                 raise
 
     def _finish(self, t: int) -> None:
@@ -348,10 +356,18 @@ class Optimizer:
                 for launch in self._launches:
                     launch.finish(t - 1 - self._counted_from)
                 self._t = t
-            except KeyboardInterrupt:  # another one
+            except (KeyboardInterrupt, SystemExit):  # another one
                 pass
 
-    def _refuse_torn(self) -> None:
+    def _all_ran(self) -> bool:
+        """Whether every sweep of the step that was begun has run."""
+        return all(launch.ran(self._begun - self._counted_from) for launch in self._launches)
+
+    def _settle(self) -> None:
+        """Count a step that was begun if nothing of it is missing, as for a signal's handler; else refuse to go on."""
+        if self._begun > self._t and self._all_ran():
+            self._finish(self._begun)
+            return
         raise FastGDError(
             f"step {self._t + 1} failed half-way: parameters and states may hold parts of it; "
             "restore the parameters and call load_state_dict with a state saved before"
@@ -438,11 +454,12 @@ class Optimizer:
         """
         with self._lock:
             if self._begun != self._t:
-                self._refuse_torn()
-            groups = [
-                {n: getattr(rule, n) if callable(group[n]) else group[n] for n in self._names} | {"t": self._t - start}
-                for group, rule, start in zip(self._groups, self._rules, self._started_at, strict=True)
-            ]
+                self._settle()
+            groups = []
+            for group, rule, start in zip(self._groups, self._rules, self._started_at, strict=True):
+                now = {n: getattr(rule, n) if callable(group.get(n)) else group.get(n) for n in self._names}
+                made = self._rule_class(**now)  # a value that was set and not yet read is checked here
+                groups.append({n: getattr(made, n) for n in self._names} | {"t": self._t - start})
             return {
                 "rule": self._rule_class.__name__.lower(),
                 "t": self._t,
@@ -480,14 +497,18 @@ class Optimizer:
             rules = self._rules_of(state["param_groups"])
             self._check_states(state)
             t = _count(state["t"])
-            started_at = [t - _count(saved["t"]) for saved in state["param_groups"]]
+            started_at = [t - _count(saved["t"], t) for saved in state["param_groups"]]
+            scalars_of = [
+                {name: np.array(values, np.float64) for name, values in scalars.items()}
+                for scalars in state["scalar_state"]
+            ]
             self._begun = -1  # until all is taken over
             for rule, group in zip(rules, self._groups, strict=True):
-                group.update({n: getattr(rule, n) for n in self._names if not callable(group[n])})
+                group.update({n: getattr(rule, n) for n in self._names if not callable(group.get(n))})
             self._rules = rules
             for name, flat in self._states.items():
                 flat[:] = state["state"][name]
-            for launch, scalars in zip(self._launches, state["scalar_state"], strict=True):
+            for launch, scalars in zip(self._launches, scalars_of, strict=True):
                 for name, values in scalars.items():
                     launch.scalar_states[name][:] = values
                 launch.count_from(0)
@@ -497,7 +518,9 @@ class Optimizer:
             self._started_at = started_at
             self._begun = t
 
-    def _rules_of(self, groups: list[Mapping[str, Any]]) -> list[Rule]:
+    def _rules_of(self, groups: Any) -> list[Rule]:
+        if not isinstance(groups, list | tuple) or not all(isinstance(saved, Mapping) for saved in groups):
+            raise CheckpointError(f"the state's param_groups must be a list of dicts, given {groups!r}")
         if len(groups) != len(self._groups):
             raise CheckpointError(f"the state must have {len(self._groups)} groups, given {len(groups)}")
         rules = []
@@ -512,6 +535,9 @@ class Optimizer:
         return rules
 
     def _check_states(self, state: Mapping[str, Any]) -> None:
+        for name, kind in (("state", Mapping), ("scalar_state", list | tuple)):
+            if not isinstance(state[name], kind):
+                raise CheckpointError(f"the state's {name} must not be {state[name]!r}")
         if set(state["state"]) != set(self._states):
             raise CheckpointError(f"the state must have {sorted(self._states)}, given {sorted(state['state'])}")
         arrays = dict(state["state"])
@@ -530,7 +556,11 @@ class Optimizer:
                 )
         for launch, scalars in zip(self._launches, state["scalar_state"], strict=False):
             lengths = {k: len(v) for k, v in launch.scalar_states.items()}
-            if {k: len(v) for k, v in scalars.items()} != lengths:
+            try:
+                given = {k: len(np.array(v, np.float64)) for k, v in scalars.items()}
+            except (AttributeError, TypeError, ValueError):
+                given = {}
+            if given != lengths:
                 raise CheckpointError(f"the state's scalars must have lengths {lengths}, given {scalars}")
         if len(state["scalar_state"]) != len(self._launches):
             raise CheckpointError(f"the state must have scalars of {len(self._launches)} launches")
@@ -545,9 +575,11 @@ def is_group_list(params: Any) -> bool:
     )
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise CheckpointError(f"the state's t must be a number of steps, given {value!r}")
+def _count(value: Any, most: float = math.inf) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= most:
+        raise CheckpointError(
+            f"the state's t must be a number of steps, of a group at most that of all, given {value!r}"
+        )
     return int(value)
 
 
@@ -560,6 +592,8 @@ def _flag(name: str, value: Any) -> bool:
 def _number(name: str, value: Any, low: float = -math.inf, bound: float = math.inf, *, open_low: bool = False) -> float:
     try:
         number = float(value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
         raise HyperparameterError(f"{name} must be a number, given {value!r}") from None
     if (

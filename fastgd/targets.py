@@ -52,6 +52,8 @@ class _Form:
             return cls(given, None, lay_out({title: array.shape}))
         shapes = {}
         for key in keys or ():
+            if str(key) in shapes:
+                raise ArrayError(f"{title} must have keys of different names, given {str(key)!r} twice")
             shapes[str(key)] = as_array(given[key], f"{title}[{key!r}]").shape
         return cls(given, keys, lay_out(shapes))
 
@@ -97,6 +99,12 @@ class _Form:
         if dtype is not None and array.dtype != dtype:
             raise ArrayError(f"{title} must have the parameters' dtype {dtype}, given {array.dtype}")
         return array.reshape(-1)
+
+    def leaves(self) -> list[Any]:
+        """Arrays that the user gave, as they were given."""
+        if isinstance(self.given, FlatParams):
+            return [self.given.flat]
+        return [self.given] if self.keys is None else [self.given[key] for key in self.keys]
 
     def copy(self) -> Any:
         """Copy of the parameters in the same form."""
@@ -144,6 +152,11 @@ class Targets:
         if len(dtypes) > 1:
             raise ArrayError(f"params must have one dtype, given {' and '.join(sorted(map(str, dtypes)))}")
         self.dtype: np.dtype[Any] = dtypes.pop() if dtypes else np.dtype(np.float32)
+        self.foreign = [
+            (value, as_array(value, "params").ctypes.data)
+            for value in (leaf for form in self._forms for leaf in form.leaves())
+            if not isinstance(value, np.ndarray)
+        ]
         self._taken: list[tuple[int, int, str]] = []
         self.take("params", self.parameters.arrays)
         n = len(self.segments)
@@ -171,9 +184,24 @@ class Targets:
         _refuse_overlap(spans)
         self._taken = spans
 
+    def refuse_moved(self) -> None:
+        """Refuse parameters that another library has moved in memory since they were taken.
+
+        Raises
+        ------
+        ArrayError
+            If one of them lies elsewhere now.
+        """
+        for value, address in self.foreign:
+            if as_array(value, "params").ctypes.data != address:
+                raise ArrayError(
+                    f"params must stay where they are, given a {type(value).__name__} that has been moved in memory "
+                    "since the optimizer was built: build a new one"
+                )
+
     def leaves(self, grads: Any) -> list[Any] | None:
         """Objects that `grads` is made of, to tell whether they are those of the last step; None if it is malformed."""
-        if grads is None or isinstance(grads, np.ndarray):
+        if grads is None:
             return [grads]
         if self._single:
             grads = [grads]
@@ -181,15 +209,18 @@ class Targets:
             return None
         found: list[Any] = []
         for form, value in zip(self._forms, grads, strict=True):
-            if isinstance(value, Mapping):
-                if not isinstance(form.given, Mapping) or value.keys() != form.given.keys():
-                    return None
+            if isinstance(value, np.ndarray) and (form.keys is None or isinstance(form.given, FlatParams)):
+                found.append(value)
+            elif isinstance(value, Mapping) and isinstance(form.given, Mapping) and value.keys() == form.given.keys():
                 found += [value[key] for key in form.given]
-            elif isinstance(value, list | tuple):
+            elif isinstance(value, list | tuple) and isinstance(form.given, list | tuple) and form.keys is not None:
+                if len(value) != len(form.keys):
+                    return None
                 found += value
             else:
-                found.append(value)
-        return found
+                return None
+        # what only lends its memory, as a tensor does, may have other memory at the next step
+        return found if all(isinstance(leaf, np.ndarray) for leaf in found) else None
 
     def gradients(self, grads: Any, *, writeable: bool) -> Arrays:
         """Take what mirrors the parameters; None stands for their own ``grad``.

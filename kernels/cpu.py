@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fastgd.kernels.blocks import LANES, SUM_BLOCK, Where, block_counts, equal_cuts, tiles
 from fastgd.kernels.cpu_cache import KernelFile, machine
-from fastgd.kernels.cpu_threads import launch, layer
+from fastgd.kernels.cpu_threads import forked, launch, layer
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.printers import scalar_text
 
@@ -315,6 +315,7 @@ class CpuSweep:
 
     def prepare(self) -> None:
         """Compile the kernel or load it from the cache; otherwise the first run does it."""
+        self._parallel = self._parallel and not forked()
         made = kernel(self.sweep, self.dtype, self._label, parallel=self._parallel)
         if self._parallel:
             self.run = partial(launch, made, self._address, self._threads, self._run_serial)
@@ -323,12 +324,15 @@ class CpuSweep:
 
     def _run_serial(self) -> None:
         if self._parallel:
-            self._parallel = False
             self.prepare()
         self.run()
 
     def _first_run(self) -> None:
         self.prepare()
+        self.run()
+
+    def resume(self) -> None:
+        """Finish a run that was interrupted: a kernel has run or it has not."""
         self.run()
 
     def sums(self) -> NDArray[np.float64]:

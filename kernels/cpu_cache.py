@@ -117,7 +117,11 @@ class KernelFile(_Cache):
             return None
         path = self._folder / f"{self._name}.kernel"
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                    raise PermissionError  # somebody else has put it, or another folder, there
+                content = file.read()
         except OSError:
             return None
         rebuild: Any = CompileResult._rebuild

@@ -278,7 +278,7 @@ def _number_of_step(t: Any, title: str) -> int:
         number = operator.index(t)
     except TypeError:
         number = 0
-    if number < 1 or isinstance(t, bool):
+    if not 1 <= number < 2**53 or isinstance(t, bool):
         raise HyperparameterError(f"{title}: t must be the number of a step, from 1, given {t!r}")
     return number
 

@@ -130,6 +130,11 @@ def _running() -> str | None:
         return None
 
 
+def forked() -> bool:
+    """Whether this process was forked from one that had gone parallel, so that it must not."""
+    return _forked
+
+
 def layer() -> str:
     """Start Numba's threads if they do not run yet, and name the layer: ``tbb``, ``omp`` or ``workqueue``.
 

@@ -36,14 +36,14 @@ class NumpySweep:
         self.sweep = sweep
         self.sizes = tuple(sizes)
         self.rows = tuple(rows)
-        self.runs = 0
         self._scalars = scalars
         self._rule = compile_text(sweep, scalars.dtype)
         self._views: dict[str, list[NDArray[Any]]] = {}
         self._sums = np.zeros((len(sizes), len(sweep.sums)))
         self.run: Callable[[], None] = self._run
         """Updates the arrays in place."""
-        self._computed: tuple[int, list[tuple[NDArray[Any], Any]]] = (-1, [])
+        self._computed: tuple[int, list[tuple[NDArray[Any], Any]]] | None = None
+        self._runs = 0
 
     def bind(self, name: str, arrays: Sequence[NDArray[Any]], where: Where) -> None:
         """Take the arrays of one quantity; each segment's part is cut out of them."""
@@ -55,13 +55,28 @@ class NumpySweep:
     def prepare(self) -> None:
         """Compile what is left to compile: nothing."""
 
+    @property
+    def runs(self) -> int:
+        """How often it has run to its end."""
+        return self._runs
+
+    @runs.setter
+    def runs(self, count: int) -> None:
+        self._computed = None
+        self._runs = count
+
     def _run(self) -> None:
-        if self._computed[0] != self.runs:  # what was computed is kept, so that an interrupted run can be finished
-            self._computed = self.runs, self._compute()
+        self._computed = None
+        self.resume()
+
+    def resume(self) -> None:
+        """Finish a run that was interrupted: what was computed before anything was stored is kept for it."""
+        if self._computed is None or self._computed[0] != self._runs:
+            self._computed = self._runs, self._compute()
         for into, value in self._computed[1]:
             into[...] = value
-        self.runs += 1
-        self._computed = (-1, [])
+        self._runs += 1
+        self._computed = None
 
     def sums(self) -> NDArray[np.float64]:
         """Give the sums of the last run, float64, of shape (segments, terms)."""

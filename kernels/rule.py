@@ -127,7 +127,10 @@ class Rule:
     def _number(self, title: str, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise HyperparameterError(f"{title} must be a number, given {value!r}")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an int that no float holds
+            number = math.inf
         low, bound = self.ranges.get(name, _RANGES.get(name, (-math.inf, math.inf)))
         if not math.isfinite(number) or not low <= number < bound:
             text = (

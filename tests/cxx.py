@@ -108,6 +108,9 @@ class CxxSweep:
             )
         self.runs += 1
 
+    def resume(self):
+        self.run()
+
     def sums(self):
         parts = [self.blocks[a:b] for a, b in zip(self.first[:-1], self.first[1:], strict=True)]
         return np.array([tree_sum(p) for p in parts])

@@ -231,3 +231,80 @@ def test_a_refused_value_stays_refused_until_it_is_mended():
     opt.param_groups[0].update(lr=0.5)
     opt.step(np.ones(2))
     assert (opt.t, p.tolist()) == (1, [-0.5, -0.5])
+
+
+def test_what_an_aborted_sweep_computed_is_not_stored_later():
+    p = np.zeros(2)
+    opt = fastgd.SGD(p, lr=1.0, max_norm=100.0, backend="numpy")
+    opt.step(np.zeros(2))
+    saved, finished = opt.state_dict(), False
+    for k in count(1):
+        stop = Stop(k, MemoryError("drill"))
+        try:
+            with stop:
+                opt.step(np.full(2, 7.0))
+            finished = stop.left > 0
+        except MemoryError:
+            pass
+        p[:] = 0
+        opt.load_state_dict(saved)
+        opt.step(np.ones(2))
+        assert (p.tolist(), opt.grad_norm) == ([-1, -1], pytest.approx(2**0.5)), f"line {k}"
+        if finished:
+            break
+        p[:] = 0
+        opt.load_state_dict(saved)
+
+
+HANDLER = """
+import os, signal, sys, threading, time
+import numpy as np, fastgd
+p, g = np.ones(20_000_000, np.float32), np.ones(20_000_000, np.float32)
+opt = fastgd.AdamW(p, lr=0.5, weight_decay=0.0)
+opt.step(g)
+def handle(*_):
+    saved.append(opt.state_dict()["t"])
+    {end}
+saved = []
+signal.signal(signal.SIGTERM, handle)
+def send():
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=send).start()
+try:
+    while not saved or opt.t < saved[0] + 3:
+        opt.step(g)
+finally:
+    q = np.ones(1, np.float32)
+    same = fastgd.AdamW(q, lr=0.5, weight_decay=0.0)
+    for _ in range(opt.state_dict()["t"]):
+        same.step(g[:1])
+    print((p == q[0]).all(), 0 <= opt.t - saved[0] <= 3)
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("raise ValueError", 1), ("pass", 0)])
+def test_a_signals_handler_may_save_the_state_and_leave(end, code):
+    done = subprocess.run([sys.executable, "-c", HANDLER.format(end=end)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (code, "True True\n"), done.stderr
+
+
+def test_a_state_that_does_not_fit_leaves_the_optimizer_as_it_was():
+    opt = fastgd.Adam(np.zeros(2))
+    good = opt.state_dict()
+    for wrong in (
+        {"param_groups": None},
+        {"scalar_state": None},
+        {"scalar_state": [{"x": [1.0]}]},
+        {"state": None},
+        {"t": -1},
+        {"t": 1.5},
+        {"param_groups": [good["param_groups"][0] | {"t": 100}]},
+    ):
+        with pytest.raises(FastGDError, match="the state"):
+            opt.load_state_dict(good | wrong)
+        opt.step(np.ones(2))
+    assert opt.t == 7
+    del opt.param_groups[0]["lr"]
+    opt.load_state_dict(good)
+    assert (opt.t, opt.param_groups[0]["lr"]) == (0, 1e-3)

@@ -106,6 +106,38 @@ def test_a_value_that_was_set_is_saved_before_the_next_step():
     )
 
 
+def test_a_saved_value_is_a_copy():
+    opt, betas = fastgd.Adam(np.ones(2)), [0.5, 0.9]
+    opt.param_groups[0]["betas"] = betas
+    state = opt.state_dict()
+    betas[0] = 0.1
+    assert state["param_groups"][0]["betas"] == (0.5, 0.9)
+
+
+def test_deepcopy_keeps_what_a_subclass_holds():
+    class Tagged(fastgd.SGD):
+        pass
+
+    class Schedule:
+        def __call__(self, k):
+            return 0.1
+
+    opt, schedule = Tagged(np.ones(2)), Schedule()
+    opt.tag, opt.param_groups[0]["lr"], schedule.opt = [1], schedule, opt
+    twin = copy.deepcopy(opt)
+    assert twin.tag == [1] and twin.tag is not opt.tag
+    assert twin.param_groups[0]["lr"].opt is twin
+
+
+@pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_copies_of_gradients_are_views_of_one_block(copies):
+    params = fastgd.FlatParams({"w": np.zeros((2, 3))})
+    grad = copies(params.grad)
+    grad["w"][:] = 1
+    fastgd.SGD(params, lr=1.0).step(grad)
+    assert params["w"].tolist() == [[-1] * 3] * 2
+
+
 def test_repr():
     params = fastgd.FlatParams({"w": np.ones((2, 3)), "b": np.zeros(6)})
     opt = fastgd.SGD([{"params": params}, {"match": "b", "lr": 0.5}], lr=0.25)

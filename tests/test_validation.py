@@ -297,6 +297,91 @@ def test_no_elements_are_a_step_that_counts():
         assert opt.t == 1
 
 
+def test_a_form_is_refused_also_behind_a_good_step():
+    a, b, c = (np.ones(2) for _ in range(3))
+    for params, good, wrong in (
+        (np.zeros(2), a, [a]),
+        ([np.zeros(2)], [a], a),
+        ([np.zeros(2), np.zeros(2)], [a, b], [[a], b]),
+        ({"x": np.zeros(2), "y": np.zeros(2)}, {"x": a, "y": b}, [a, b]),
+        (
+            [{"params": [np.zeros(2), np.zeros(2)]}, {"params": [np.zeros(2)]}],
+            [[a, b], [c]],
+            [[a], [b, c]],
+        ),
+        (fastgd.FlatParams({"x": 2}, "float64"), None, [None]),
+    ):
+        opt = fastgd.SGD(params)
+        opt.step(good)
+        with pytest.raises(ArrayError):
+            opt.step(wrong)
+        assert opt.t == 1
+
+
+class Lender:
+    """Lends its memory, which it may exchange."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **how):
+        return self.array.__dlpack__(**how)
+
+
+def test_memory_that_is_lent_is_asked_for_at_every_step():
+    p, g = np.zeros(2), Lender(np.ones(2))
+    opt = fastgd.SGD(p, lr=1.0)
+    opt.step(g)
+    g.array = np.full(2, 100.0)
+    opt.step(g)
+    assert p.tolist() == [-101.0] * 2
+    lent = Lender(np.zeros(2))
+    opt = fastgd.SGD({"w": lent}, lr=1.0)
+    opt.step({"w": np.ones(2)})
+    before, lent.array = lent.array, np.zeros(2)
+    with pytest.raises(ArrayError, match="must stay where they are, given a Lender"):
+        opt.step({"w": np.ones(2)})
+    assert (opt.t, before.tolist(), lent.array.tolist()) == (1, [-1, -1], [0, 0])
+
+
+def test_keys_of_the_same_name():
+    with pytest.raises(ArrayError, match="given '1' twice"):
+        fastgd.SGD({1: np.ones(2), "1": np.ones(2)})
+
+
+def test_numbers_that_no_float_holds():
+    with pytest.raises(HyperparameterError, match="lr must be at least 0, given 1000"):
+        fastgd.SGD(np.ones(2), lr=10**400)
+    with pytest.raises(HyperparameterError, match="scale must be a number"):
+        fastgd.SGD(np.ones(2)).step(np.ones(2), scale=10**400)
+    with pytest.raises(HyperparameterError, match="t must be the number"):
+        fastgd.functional.gd_(np.ones(2), np.ones(2), 10**400)
+
+
+def test_a_value_set_while_values_are_read_stands():
+    p = np.zeros(2)
+
+    def schedule(k):
+        if k == 1:
+            opt.param_groups[0]["weight_decay"] = 0.5
+        return 0.1
+
+    opt = fastgd.SGD(p, lr=schedule)
+    for _ in range(3):
+        opt.step(np.ones(2))
+    assert opt.param_groups[0]["weight_decay"] == opt.rule.weight_decay == 0.5
+
+
+def test_a_group_keeps_its_parameters():
+    opt = fastgd.SGD(np.zeros(2), lr=1.0)
+    opt.param_groups[0]["params"] = np.zeros(2)
+    with pytest.raises(HyperparameterError, match="its params stay what they are"):
+        opt.step(np.ones(2))
+
+
 def test_values_of_groups():
     _, opt = four()
     group = opt.param_groups[0]
