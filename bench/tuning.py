@@ -38,14 +38,13 @@ def constants(setting: Setting) -> Iterator[None]:
         cpu.CROSSOVER, blocks.TILE, cpu.CHUNKS_PER_THREAD = before
 
 
-def sweep(rule: str, n: int, dtype: str, setting: Setting, tail: dict[str, Any] | None = None) -> Callable[[], None]:
-    """Make the sweep of a rule over one array, ready to run; for ``tail`` with a norm, the sweep of the norm."""
+def sweep(rule: str, n: int, dtype: str, setting: Setting) -> Callable[[], None]:
+    """Make the sweep of a rule over one array, ready to run."""
     p, g = data(n, dtype)
     with constants(setting):
-        optimizer = Optimizer(p, CASES[rule].build(), backend="numba", **(tail or {}))
+        optimizer = Optimizer(p, CASES[rule].build(), backend="numba")
         optimizer.step(g)
-    check = optimizer._check
-    chosen = optimizer._launches[0].sweeps[0] if check is None else check._norm
+    chosen = optimizer._launches[0].sweeps[0]
 
     def run(keep: Any = (p, g, optimizer)) -> None:
         chosen.run()
@@ -74,7 +73,11 @@ def compare(runs: Sequence[Callable[[], None]], rounds: int = ROUNDS) -> list[fl
 def crossover(rule: str, dtype: str, sizes: Sequence[int]) -> list[tuple[int, float, float]]:
     """Measure sizes: elements, seconds on one thread, seconds on all."""
     never, always = {"crossover": 1 << 62}, {"crossover": 0}
-    return [(n, *compare([sweep(rule, n, dtype, s) for s in (never, always)])) for n in sizes]  # type: ignore[misc]
+    rows = []
+    for n in sizes:
+        one, all_ = compare([sweep(rule, n, dtype, s) for s in (never, always)])
+        rows.append((n, one, all_))
+    return rows
 
 
 def cuts(rule: str, n: int, tiles: Sequence[int], chunks: Sequence[int], rounds: int = ROUNDS) -> list[list[float]]:

@@ -29,6 +29,8 @@ class Status(NamedTuple):
 class SweepOnArrays(Protocol):
     """One sweep of a rule over all segments, as every backend offers it; see `fastgd.kernels.cpu.CpuSweep`."""
 
+    # D102: the docstrings are those of CpuSweep
+
     runs: int
     run: Callable[[], None]
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from functools import lru_cache
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from fastgd.backend import as_array, sweep_maker
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
-from fastgd.kernels.rule import Plan, Rule, plan, state_name
+from fastgd.kernels.rule import Plan, Rule, plan, state_name, step_number
 from fastgd.kernels.rules import RULES
 from fastgd.launch import Launch
 from fastgd.targets import Arrays, Targets
@@ -174,7 +173,7 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
                 f"{name}: {rule_class.__name__} keeps numbers from step to step "
                 f"({', '.join(form.plan.scalar_states)}); use the optimizer"
             )
-        step = _step(t, name)
+        step = step_number(t, name)
         arrays = form.take((p, g, *states), name)
         if type(scale) is not float or not math.isfinite(scale):
             scale = _finite(scale, name)
@@ -190,17 +189,6 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
     function.__signature__ = _signature(rule_class, default)  # type: ignore[attr-defined]
     function.__doc__ = _doc(rule_class, default)
     return function
-
-
-def _step(t: Any, name: str) -> int:
-    try:
-        number = operator.index(t)
-    except TypeError:
-        number = 0
-    if not 1 <= number < 2**53 or isinstance(t, bool):
-        given = f"an array of shape {t.shape}" if isinstance(t, np.ndarray) else repr(t)
-        raise HyperparameterError(f"{name}: t must be the number of the step being taken, from 1, given {given}")
-    return number
 
 
 def _finite(scale: Any, name: str) -> float:

@@ -209,13 +209,15 @@ class Targets:
             return None
         found: list[Any] = []
         for form, value in zip(self._forms, grads, strict=True):
-            if isinstance(value, np.ndarray) and (form.keys is None or isinstance(form.given, FlatParams)):
+            if isinstance(value, np.ndarray) and form.keys is None:
                 found.append(value)
             elif isinstance(value, Mapping) and isinstance(form.given, Mapping) and value.keys() == form.given.keys():
                 found += [value[key] for key in form.given]
-            elif isinstance(value, list | tuple) and isinstance(form.given, list | tuple) and form.keys is not None:
-                if len(value) != len(form.keys):
-                    return None
+            elif (
+                isinstance(value, list | tuple)
+                and isinstance(form.given, list | tuple)
+                and len(value) == len(form.segments)
+            ):
                 found += value
             else:
                 return None

@@ -36,7 +36,7 @@ from fastgd.kernels.cpu import FLAGS
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.printers import scalar_text
-from fastgd.kernels.rule import Rule, plan, state_name
+from fastgd.kernels.rule import Rule, plan, state_name, step_number
 from fastgd.kernels.rules import RULES
 
 
@@ -246,7 +246,7 @@ def _hyper(rule: Rule, names: tuple[str, ...], dtype: np.dtype[Any], step: Any) 
         several = isinstance(t, Iterable)
         table = []
         for given in t if several else (t,):
-            number = _number_of_step(given, title)
+            number = step_number(given, title)
             if scheduled:
                 here = changed({n: v(number - 1) if callable(v) else v for n, v in changes.items()})
             values = here.prepare(number)
@@ -271,16 +271,6 @@ def _hyper(rule: Rule, names: tuple[str, ...], dtype: np.dtype[Any], step: Any) 
     )
     hyper.__doc__ = f"Scalars of step t of {title}, or of several; see `fastgd.kernels.device`."
     return hyper
-
-
-def _number_of_step(t: Any, title: str) -> int:
-    try:
-        number = operator.index(t)
-    except TypeError:
-        number = 0
-    if not 1 <= number < 2**53 or isinstance(t, bool):
-        raise HyperparameterError(f"{title}: t must be the number of a step, from 1, given {t!r}")
-    return number
 
 
 class StepsType(types.Type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -265,6 +266,25 @@ def _start(title: str, name: str, value: object, *, array: bool = False) -> Any:
         wanted = 'a number or "p"' if array else "a number"
         raise RuleError(f"{title}: init() must give {wanted} for `{name}`, given {value!r}")
     return float(value)
+
+
+def step_number(t: Any, title: str) -> int:
+    """Take the number of a step, from 1, that a caller counts himself.
+
+    Raises
+    ------
+    HyperparameterError
+        If it is none.
+    """
+    try:
+        number = operator.index(t)
+    except TypeError:
+        number = 0
+    if not 1 <= number < 2**53 or isinstance(t, bool):
+        shape = getattr(t, "shape", ())
+        given = f"an array of shape {shape}" if shape else repr(t)
+        raise HyperparameterError(f"{title}: t must be the number of the step being taken, from 1, given {given}")
+    return number
 
 
 def prepare_arguments(cls: type[Rule]) -> tuple[str, ...]:

@@ -87,10 +87,10 @@ def show_rule(
     texts: dict[str, Callable[[], str]] = {
         "rule": lambda: _written(chosen),
         "numpy": lambda: _numpy(planned, dtype),  # type: ignore[arg-type]  # checked above
-        "numba": lambda: _numba(planned, dtype),  # type: ignore[arg-type]
+        "numba": lambda: _numba(planned, dtype),  # type: ignore[arg-type]  # checked above
         "llvm": lambda: _linked(_compiled(planned, dtype, name, parallel, "inspect_llvm")),
         "asm": lambda: _assembled(planned, _compiled(planned, dtype, name, parallel, "inspect_asm")),
-        "cuda": lambda: _cuda(planned, dtype),  # type: ignore[arg-type]
+        "cuda": lambda: _cuda(planned, dtype),  # type: ignore[arg-type]  # checked above
     }
     show_code(texts[target](), _LANGUAGES[target])
 
