@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from oracles import SETTINGS
 
+from fastgd.kernels import cpu
 from fastgd.kernels.rules import RULES
+
+# Bytes from which a sweep goes parallel: few, so that what runs on two threads here needs no large arrays.
+cpu.CROSSOVER = 1 << 16
 
 RULE_CASES = [
     pytest.param(RULES[name], values, id=f"{name}-{k}") for name in RULES for k, values in enumerate(SETTINGS[name])

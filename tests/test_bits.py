@@ -25,6 +25,8 @@ def trace(rule_class, values, dtype, tail, special, **how):
     groups = [{"params": params}, {"match": ["w1", "w3", "w9"], "lr": values.get("lr", 0.1) * 0.37}]
     opt = fastgd.Optimizer(groups, rule_class(**values), **TAILS[tail], **how)
     left = []
+    if how.get("threads"):
+        assert all(s._parallel == (how["threads"] > 1) for launch in opt._launches for s in launch.sweeps)
     for step in range(5):
         for view in params.grad.values():
             view[:] = numbers(rng, view.shape, dtype, special if step != 2 else 0.0)
