@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Real
+from typing import Any, Literal
 
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.optimizer import Optimizer
+from fastgd.schedules import checked_choice, checked_number, checked_whole
 
 
 @dataclass
@@ -150,6 +152,104 @@ class EarlyStopping(Callback):
         """Put the best parameters back."""
         if self._kept is not None:
             training.params.flat[:] = self._kept
+
+
+class ReduceOnPlateau(Callback):
+    """Lowers the learning rate of every group when the loss no longer falls; torch's ReduceLROnPlateau.
+
+    The loss is that on the validation data, or, without, on the training data; it is looked at after each epoch. A
+    new run starts with no best loss and no epochs counted; the learning rates stay as they are.
+
+    Parameters
+    ----------
+    factor : float
+        The learning rates are multiplied by this, in [0, 1).
+    patience : int
+        Epochs without improvement that are let pass, >= 0: the one after these lowers.
+    threshold : float
+        What an epoch must be better than the best by, >= 0, and below 1 when relative.
+    threshold_mode : {"rel", "abs"}
+        Whether that is a share of the best loss or a difference.
+    cooldown : int
+        Epochs after a lowering that are not counted, >= 0.
+    min_lr : float
+        No learning rate is lowered below this, >= 0.
+    eps : float
+        A change that is not above this is left out, >= 0.
+    mode : {"min", "max"}
+        Whether a better loss is a smaller or a larger one. NaN is never better.
+
+    Raises
+    ------
+    HyperparameterError
+        For values out of range, and after an epoch if the learning rate of a group is a schedule.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> params = fastgd.FlatParams({"a": np.ones(1)})
+    >>> opt = fastgd.SGD(params, lr=1.0)
+    >>> never_better = lambda params, x: 1.0
+    >>> history = fastgd.fit(never_better, opt, np.ones(4), epochs=5, callbacks=[ReduceOnPlateau(0.5, patience=1)])
+    >>> opt.param_groups[0]["lr"]
+    0.25
+    """
+
+    def __init__(
+        self,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        self.factor = checked_number("factor", factor, 0, 1)
+        self.patience = checked_whole("patience", patience, 0)
+        self.threshold_mode = checked_choice("threshold_mode", threshold_mode, ("rel", "abs"))
+        self.threshold = checked_number("threshold", threshold, 0, 1 if threshold_mode == "rel" else math.inf)
+        self.cooldown = checked_whole("cooldown", cooldown, 0)
+        self.min_lr = checked_number("min_lr", min_lr, 0)
+        self.eps = checked_number("eps", eps, 0)
+        self.mode = checked_choice("mode", mode, ("min", "max"))
+        self._restart()
+
+    def _restart(self) -> None:
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.bad_epochs = self.cooling = 0
+
+    def on_epoch(self, training: Training) -> None:
+        """Compare the epoch with the best one, and lower the learning rates when patience is at its end."""
+        groups = training.optimizer.param_groups
+        for i, group in enumerate(groups):
+            if not isinstance(group.get("lr"), Real):
+                raise HyperparameterError(
+                    f"group {i}: lr must be a number for ReduceOnPlateau to lower, given {group.get('lr')!r}"
+                )
+        if training.epoch == 1:  # a new run
+            self._restart()
+        loss = (training.history.val_loss or training.history.loss)[-1]
+        if self._is_better(loss):
+            self.best, self.bad_epochs = loss, 0
+        else:
+            self.bad_epochs += 1
+        if self.cooling > 0:
+            self.cooling -= 1
+            self.bad_epochs = 0
+        if self.bad_epochs > self.patience:
+            for group in groups:
+                lower = max(group["lr"] * self.factor, self.min_lr)
+                if group["lr"] - lower > self.eps:
+                    group["lr"] = lower
+            self.cooling, self.bad_epochs = self.cooldown, 0
+
+    def _is_better(self, loss: float) -> bool:
+        relative = self.threshold_mode == "rel"
+        if self.mode == "min":
+            return loss < (self.best * (1 - self.threshold) if relative else self.best - self.threshold)
+        return loss > (self.best * (1 + self.threshold) if relative else self.best + self.threshold)
 
 
 class ProgressBar(Callback):
