@@ -54,7 +54,7 @@ class _Call:
     """A launch over one array of each kind; whose memory that is, is said before each run."""
 
     def __init__(self, form: _Form, rule: Rule, parameters: NDArray[Any]) -> None:
-        targets = Targets([{"params": parameters}], True)
+        targets = Targets.of([{"params": parameters}], True)
         self._launch = Launch(form.plan, rule, [0], targets, sweep_maker("numba", None))
         self._launch_all = self._launch.compile()
         self._addresses = [0] * len(form.names)
@@ -179,7 +179,7 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
             scale = _finite(scale, name)
         call, idle = form.borrow(rule, arrays)
         call.bind(form.names, arrays)
-        call.prepare(0, rule, step, scale, 0.0)
+        call.prepare(0, rule, step, {"gscale": scale})
         call.run()
         idle.append(call)
 

@@ -61,23 +61,34 @@ class GradientCheck:
         NonFiniteError
             For NaN or infinity in the gradient times `factor`, where that is wanted.
         """
-        norm = self._norm_of(factor)
-        if not math.isfinite(norm):
-            # What is clipped may pass float32's range in between; what is not is an overflow.
-            if self._total(self._count, factor if self._max_norm is None else 1.0):
-                if self._on_nonfinite == "raise":
-                    raise NonFiniteError(self._first_nonfinite(factor))
-                if self._on_nonfinite == "skip":
-                    self.norm = norm
-                    return None
-            else:  # finite gradients whose squares overflow
-                shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**600
-                norm = self._norm_of(1 / shift) * shift * abs(factor)
+        norm, finite = self._look(factor)
+        if not finite and self._on_nonfinite == "raise":
+            raise NonFiniteError(self._first_nonfinite(factor))
         self.norm = norm
+        if not finite and self._on_nonfinite == "skip":
+            return None
+        return self._clip(factor, norm)
+
+    def clipped(self, factor: float) -> float:
+        """`factor`, clipped, of a step that is only looked at: nothing is raised and no norm is kept."""
+        return self._clip(factor, self._look(factor)[0])
+
+    def _clip(self, factor: float, norm: float) -> float:
         if self._max_norm is None:
             return factor
         clip = self._max_norm / (norm + 1e-6)
         return factor * (1.0 if clip > 1.0 else clip)  # a NaN stays
+
+    def _look(self, factor: float) -> tuple[float, bool]:
+        """Norm of the gradient times `factor`, and whether every element is finite."""
+        norm = self._norm_of(factor)
+        if math.isfinite(norm):
+            return norm, True
+        # What is clipped may pass float32's range in between; what is not is an overflow.
+        if self._total(self._count, factor if self._max_norm is None else 1.0):
+            return norm, False
+        shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**600  # finite, and their squares overflow
+        return self._norm_of(1 / shift) * shift * abs(factor), True
 
     def _norm_of(self, factor: float) -> float:
         return math.sqrt(self._total(self._norm, factor))

@@ -50,8 +50,15 @@ class Group(dict[str, Any]):
     del _name
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], rule: Rule, index: int, changes: Changes) -> Group:
-        """Complete what the user gave with the rule's values.
+    def of(
+        cls,
+        given: Mapping[str, Any],
+        rule: Rule,
+        index: int,
+        changes: Changes,
+        schedules: Mapping[str, Callable[[int], Any]],
+    ) -> Group:
+        """Complete what the user gave with the schedules for all groups, and those with the rule's values.
 
         Raises
         ------
@@ -61,7 +68,7 @@ class Group(dict[str, Any]):
         refuse_unknown(given, rule, index)
         if ("params" in given) == ("match" in given):
             raise HyperparameterError(f"group {index}: give either 'params' or 'match', given {', '.join(given)}")
-        group = cls({**{n: getattr(rule, n) for n in rule.hyperparameters()}, **given})
+        group = cls({**{n: getattr(rule, n) for n in rule.hyperparameters()}, **schedules, **given})
         group.changes = changes
         group.where = given.get("params"), given.get("match")
         return group
@@ -96,6 +103,13 @@ class Group(dict[str, Any]):
             if self.get(name) is given[name]:  # not where another thread or a schedule has set it meanwhile
                 dict.__setitem__(self, name, getattr(made, name))
         return made, bool(schedules)
+
+    def read_first(self, rule: Rule, index: int, t: int) -> Rule:
+        """Make the rule of a group that joins, `t` steps of its own behind it."""
+        made, scheduled = self.read(rule, index, t)
+        self.changed = scheduled
+        self.changes.pending = self.changes.pending or scheduled
+        return made
 
 
 def refuse_unknown(given: Mapping[str, Any], rule: Rule, index: int) -> None:

@@ -14,7 +14,7 @@ from fastgd.backend import SweepOnArrays
 from fastgd.kernels.blocks import tree_sum
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.reference import compile_text
-from fastgd.kernels.rule import Plan, Rule, prepare_arguments
+from fastgd.kernels.rule import Plan, Rule, prepare_arguments, state_name
 from fastgd.targets import Arrays, Targets
 
 
@@ -72,13 +72,14 @@ class Launch:
     ) -> None:
         self.plan = plan
         self.groups = tuple(groups)
+        self.states = {short: state_name(rule, short) for short in plan.states}
         self.segments = [s for s, g in enumerate(targets.group) if g in groups]
         self._group_of = np.array([self.groups.index(targets.group[s]) for s in self.segments], np.int64)
         self._per_segment = plan.level == "per_segment"
         self._prepare_takes = prepare_arguments(type(rule))
         self._given: list[dict[str, float]] = [{} for _ in groups]
         self._next: dict[str, NDArray[np.float64]] = {}
-        self.scalar_states = {k: np.full(self._count(k), v) for k, v in plan.scalar_states.items()}
+        self.scalar_states = {k: np.full(len(self._owners(k)), v) for k, v in plan.scalar_states.items()}
         sizes = [targets.segments[s].size for s in self.segments]
         by_group = self._group_of.tolist()
         self.sweeps: list[SweepOnArrays] = []
@@ -92,10 +93,25 @@ class Launch:
         self._last = self.sweeps[-1]
         self._combine = compile_text(plan.combine, np.dtype(np.float64)) if plan.combine else None
 
-    def _count(self, name: str) -> int:
+    def _owners(self, name: str) -> list[tuple[str, int]]:
+        """Whose each of a scalar state's numbers is: a group's, a segment's, or of all together."""
         if self.plan.combine is None or name not in self.plan.combine.arrays:
-            return len(self.groups)
-        return len(self.segments) if self._per_segment else 1
+            return [("group", g) for g in self.groups]
+        return [("segment", s) for s in self.segments] if self._per_segment else [("all", 0)]
+
+    def scalars(self) -> dict[tuple[str, str, int], float]:
+        """Every number of the scalar states by its name and owner."""
+        return {
+            (name, *owner): float(value)
+            for name, values in self.scalar_states.items()
+            for owner, value in zip(self._owners(name), values, strict=True)
+        }
+
+    def take_scalars(self, scalars: Mapping[tuple[str, str, int], float]) -> None:
+        """Take over what `scalars` gave, also of a launch with other groups; a number that is not there stays."""
+        for name, values in self.scalar_states.items():
+            for i, owner in enumerate(self._owners(name)):
+                values[i] = scalars.get((name, *owner), values[i])
 
     def bind(self, name: str, quantity: Arrays) -> None:
         """Take the arrays of a quantity: ``p``, ``g``, ``ema`` or a state."""
@@ -111,8 +127,8 @@ class Launch:
             sweep.prepare()
         return self._last.run if self._combine is None and not self._prepare_takes else self.run
 
-    def prepare(self, index: int, rule: Rule, t: int, gscale: float, ema_c: float) -> None:
-        """Compute the scalars of one group for step `t`; nothing is written yet."""
+    def prepare(self, index: int, rule: Rule, t: int, tail: Mapping[str, float]) -> None:
+        """Compute the scalars of one group for step `t`, beside those of the tail; nothing is written yet."""
         if self._prepare_takes:
             if index == 0:
                 self._next = {}
@@ -123,8 +139,7 @@ class Launch:
                 new[index] = values[name]
         else:
             values = rule.prepare(t)
-        values["gscale"] = gscale
-        values["ema_c"] = ema_c
+        values.update(tail)
         if self._combine is None:
             self._rows[0].put(index, values)
         else:
@@ -190,3 +205,7 @@ class Launch:
         with np.errstate(over="ignore"):
             for k, name in enumerate(last.scalars):
                 table[:, k] = scalars[name]
+
+    def sums(self) -> NDArray[np.float64]:
+        """Give the sums of the last sweep, of shape (segments, terms)."""
+        return self._last.sums()

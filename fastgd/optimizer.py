@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.accumulation import Accumulator
 from fastgd.backend import resolve, sweep_maker
 from fastgd.flat import aligned_zeros
 from fastgd.gradient import GradientCheck
 from fastgd.groups import Changes, Group
-from fastgd.kernels.errors import CheckpointError, FastGDError, HyperparameterError
-from fastgd.kernels.rule import Rule, plan, state_name
-from fastgd.launch import Launch
+from fastgd.health import DryRun, Report, thresholds
+from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
+from fastgd.kernels.rule import Rule, plan
+from fastgd.kernels.tail import gradient_norm
+from fastgd.program import Program
+from fastgd.settings import Settings, number
+from fastgd.state import Expected, checked
 from fastgd.targets import Arrays, Targets
 
-_ON_NONFINITE = ("propagate", "skip", "raise")
 _NOTHING: Any = object()  # no gradients bound yet; None stands for the parameters' own
 
 _ALIVE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -33,7 +37,8 @@ _ALIVE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 def _after_fork() -> None:
     for optimizer in _ALIVE:  # another thread of the parent may have been in a step: its mark stands, its lock must not
         optimizer._lock = threading.RLock()
-        optimizer._runs = []  # parallel kernels give way to serial ones, before the next step writes
+        for program in optimizer._programs:
+            program.runs = []  # parallel kernels give way to serial ones, before the next step writes
 
 
 if hasattr(os, "register_at_fork"):
@@ -55,13 +60,20 @@ class Optimizer:
         Step up the gradient instead of down.
     max_norm : float, optional
         Scale the gradient down to this global norm, > 0, when its own is larger: by ``max_norm / (norm + 1e-6)``.
-    ema_decay : float, optional
-        Keep an exponential moving average of the parameters, ``e += (1 - ema_decay) * (p - e)``, in [0, 1).
+    max_value : float, optional
+        Then bring each of its elements between ``-max_value`` and ``max_value``, > 0; a NaN stays.
+    ema_decay : float or callable, optional
+        Keep an exponential moving average of the parameters, ``e += (1 - ema_decay) * (p - e)``, in [0, 1). A callable
+        is a schedule, called with the number of steps taken, of values in [0, 1]; at 1 the average rests, and the step
+        moves no byte of it. `fastgd.schedules.swa` makes it the plain mean (stochastic weight averaging).
+    lookahead : tuple of int and float, optional
+        ``(every, alpha)``: keep slow parameters; behind every so many steps they go the share `alpha`, in (0, 1], of
+        the way to the parameters, which then go back to them. Not together with `ema_decay`.
     on_nonfinite : {"propagate", "skip", "raise"}
         What to do when the scaled gradient holds NaN or infinity. A skipped step changes nothing, and `t` stands;
         ``"raise"`` leaves everything as it was.
     zero_grad : bool
-        Set the gradient to zero in the same pass; also where a step is skipped.
+        Set the gradient to zero in the same pass; also where a step is skipped, and where it is accumulated.
     state_dtype : None
         Kept for states in lower precision; only None, the parameters' dtype, is served.
     backend : {"auto", "numpy", "numba"}
@@ -81,7 +93,9 @@ class Optimizer:
     state : mapping of str to ndarray
         Flat state arrays by torch's names; segments start at multiples of 64 elements.
     ema
-        Averaged parameters in the form of params, or None.
+        Averaged parameters, with `lookahead` the slow ones, in the form of params; or None.
+    accumulated : int
+        Number of gradients that wait for the next step.
     grad_norm : float or None
         Norm of the scaled gradient at the last step, when it was computed.
     bytes_per_param : int
@@ -93,6 +107,30 @@ class Optimizer:
         At construction, naming what was given and what was expected.
     """
 
+    _schedules: Mapping[str, Callable[[int], Any]] = MappingProxyType({})
+    """Schedules for all groups that have no value of their own; set before construction."""
+
+    # What hangs on the parameters and their groups; `_laid_out` makes it, anew when a group is added.
+    ema: Any
+    _targets: Targets
+    _groups: tuple[Group, ...]
+    _rules: list[Rule]
+    _options: list[dict[str, object]]
+    _started_at: list[int]  # value of t at which a group had taken no step
+    _counted_from: int  # value of t at which the sweeps had not run
+    _begun: int  # the step whose writing was begun: other than t where it did not end
+    _programs: tuple[Program, ...] = ()  # under the tail that moves the average, and the one that does not
+    _program: Program
+    _states: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    _copies: Sequence[Any] = ()  # the average, a form for each group with parameters
+    _ema: Arrays | None
+    _check: GradientCheck | None
+    _accumulator: Accumulator | None
+    _dry_run: DryRun | None
+    _gradients: Arrays | None
+    _given: Any  # gradients of the last step, and the objects they consist of
+    _leaves: list[Any]
+
     def __init__(
         self,
         params: Any,
@@ -100,7 +138,9 @@ class Optimizer:
         *,
         maximize: bool = False,
         max_norm: float | None = None,
-        ema_decay: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
         on_nonfinite: str = "propagate",
         zero_grad: bool = False,
         state_dtype: None = None,
@@ -111,18 +151,17 @@ class Optimizer:
             raise HyperparameterError(f"rule must be a Rule such as Lion(lr=1e-4), given {rule!r}")
         if state_dtype is not None:
             raise HyperparameterError(f"state_dtype must be None, the parameters' own, given {state_dtype!r}")
-        if on_nonfinite not in _ON_NONFINITE:
-            raise HyperparameterError(
-                f"on_nonfinite must be one of {', '.join(map(repr, _ON_NONFINITE))}, given {on_nonfinite!r}"
-            )
+        self._settings = Settings(
+            maximize=maximize,
+            max_norm=max_norm,
+            max_value=max_value,
+            ema_decay=ema_decay,
+            lookahead=lookahead,
+            on_nonfinite=on_nonfinite,
+            zero_grad=zero_grad,
+        )
         self.params = params
         self.backend = resolve(backend)
-        self._maximize = _flag("maximize", maximize)
-        self._zero_grad = _flag("zero_grad", zero_grad)
-        self._max_norm = None if max_norm is None else _number("max_norm", max_norm, 0.0, math.inf, open_low=True)
-        self._ema_decay = None if ema_decay is None else _number("ema_decay", ema_decay, 0.0, 1.0)
-        self._ema_c = 0.0 if self._ema_decay is None else 1.0 - self._ema_decay
-        self._on_nonfinite = on_nonfinite
         self._threads = threads
         self._rule = rule
         self._rule_class = type(rule)
@@ -132,82 +171,155 @@ class Optimizer:
 
         single = not is_group_list(params)
         given = [{"params": params}] if single else params
+        self._built_from = params, len(given)  # for a copy; more groups may follow
         self._changes = Changes()
-        self._groups = tuple(Group.of(g, rule, i, self._changes) for i, g in enumerate(given))
-        self._rules: list[Rule] = [rule] * len(self._groups)
+        groups = tuple(Group.of(g, rule, i, self._changes, self._schedules) for i, g in enumerate(given))
+        rules = [group.read_first(rule, i, 0) for i, group in enumerate(groups)]
+        targets = Targets.of(given, single)
+        self._largest = float(np.finfo(targets.dtype).max)
+        if max_value is not None and self._settings.max_value > self._largest:  # type: ignore[operator]
+            raise HyperparameterError(f"max_value must be a number that {targets.dtype} holds, given {max_value!r}")
         self._t = 0
-        self._started_at = [0] * len(self._groups)  # value of t at which a group had taken no step
-        self._counted_from = 0  # value of t at which the sweeps had not run
-        self._begun = 0  # the step whose writing was begun: other than t where it did not end
-        self._options: list[dict[str, object]] = []
-        self._reread()
-        self._targets = Targets(given, single)
-        self._largest = float(np.finfo(self._targets.dtype).max)
-        self._build()
-        self._start_states()
+        self._tail = {"gscale": 1.0, "gmax": self._settings.max_value or 0.0, "ema_c": self._settings.share(0)}
+        vars(self).update(self._laid_out(targets, groups, rules, [0] * len(groups)))
         _ALIVE.add(self)
 
     # ---- construction
 
-    def _build(self) -> None:
-        """Make a launch of each distinct set of options."""
-        self._options = [rule.options() for rule in self._rules]
-        sets: list[tuple[dict[str, object], list[int]]] = []
-        for i, options in enumerate(self._options):
-            for known, members in sets:
-                if known == options:
-                    members.append(i)
-                    break
-            else:
-                sets.append((options, [i]))
-        self._launches = []
-        for _, members in sets:
-            rule = self._rules[members[0]]
-            p = plan(rule, ema=self._ema_decay is not None, zero_grad=self._zero_grad)
-            self._launches.append(Launch(p, rule, members, self._targets, self._make))
-        if len(sets) > 1 and any(x.plan.level == "total" for x in self._launches):
-            raise HyperparameterError(
-                f"{self._rule_class.__name__} sums over all parameters: "
-                f"its groups must agree in {', '.join(sets[0][0])}"
-            )
-        self._check: GradientCheck | None = None
-        if self._max_norm is not None or self._on_nonfinite != "propagate":
-            self._check = GradientCheck(self._targets, self._make, self._max_norm, self._on_nonfinite)
-        self._prepares = [(x.prepare, index, i) for x in self._launches for index, i in enumerate(x.groups)]
-        self._runs: list[Callable[[], None]] = []  # once all are compiled
-        self._gradients: Arrays | None = None
-        self._given: Any = _NOTHING  # gradients of the last step, and the objects they consist of
-        self._leaves: list[Any] = []
+    def _laid_out(
+        self, targets: Targets, groups: Sequence[Group], rules: list[Rule], started_at: list[int]
+    ) -> dict[str, Any]:
+        """Make all that hangs on the parameters and their groups; what there is of an earlier layout is taken over."""
+        programs = tuple(Program(rules, partial(plan, tail=tail), targets, self._make) for tail in self._settings.tails)
+        states = self._started_states(programs[0], targets)
+        copies: list[Any] = []
+        ema: Any = None
+        average: Arrays | None = None
+        if self._settings.averages:
+            copies = targets.copies(self._copies)
+            ema, average = targets.of_copies(copies)
+            targets.take("ema", average.arrays)
+            programs[0].bind("ema", average)
+        for program in programs:
+            program.bind("p", targets.parameters)
+            program.bind_states(states, targets)
+            program.share_scalars(programs[0])
+        check = None
+        if self._settings.max_norm is not None or self._settings.on_nonfinite != "propagate":
+            check = GradientCheck(targets, self._make, self._settings.max_norm, self._settings.on_nonfinite)
+        return {
+            "ema": ema,
+            "_targets": targets,
+            "_groups": tuple(groups),
+            "_rules": rules,
+            "_options": [rule.options() for rule in rules],
+            "_started_at": started_at,
+            "_counted_from": self._t,
+            "_begun": self._t,
+            "_programs": programs,
+            "_program": programs[0],
+            "_states": states,
+            "_copies": copies,
+            "_ema": average,
+            "_check": check,
+            "_accumulator": None,
+            "_dry_run": None,
+            "_gradients": None,
+            "_given": _NOTHING,
+            "_leaves": [],
+        }
 
-    def _start_states(self) -> None:
-        targets = self._targets
-        self._states: dict[str, NDArray[Any]] = {}
-        for launch in self._launches:
-            launch.bind("p", targets.parameters)
-            rule = self._rules[launch.groups[0]]
-            for short in launch.plan.states:
-                name = state_name(rule, short)
-                if name not in self._states:
-                    self._states[name] = aligned_zeros(targets.extent, targets.dtype)
-                    targets.take(f"the state {name!r}", [self._states[name]])
-                flat = self._states[name]
-                self._start(flat, launch, launch.plan.start.get(short))
-                launch.bind(short, Arrays([flat], targets.flat))
-        self.ema: Any = None
-        self._ema: Arrays | None = None
-        if self._ema_decay is not None:
-            self.ema, self._ema = targets.copy()
-            targets.take("ema", self._ema.arrays)
-            for launch in self._launches:
-                launch.bind("ema", self._ema)
+    def _started_states(self, program: Program, targets: Targets) -> dict[str, NDArray[Any]]:
+        """Make the state arrays; those of an earlier layout go on, the others start."""
+        before = self._programs[0].launches if self._programs else []
+        kept = {(name, s) for launch in before for name in launch.states.values() for s in launch.segments}
+        parameters = targets.views(targets.parameters)
+        states: dict[str, NDArray[Any]] = {}
+        for launch in program.launches:
+            for short, name in launch.states.items():
+                if name not in states:
+                    states[name] = aligned_zeros(targets.extent, targets.dtype)
+                    targets.take(f"the state {name!r}", [states[name]])
+                    if name in self._states:
+                        states[name][: self._states[name].size] = self._states[name]
+                start = launch.plan.start.get(short, 0.0)
+                for s in launch.segments:
+                    if (name, s) not in kept:
+                        segment = targets.segments[s]
+                        part = states[name][segment.offset : segment.offset + segment.size]
+                        part[:] = parameters[s] if isinstance(start, str) else start  # "p": a copy
+        return states
 
-    def _start(self, flat: NDArray[Any], launch: Launch, start: object) -> None:
-        if start is None:
-            return
-        parameters = self._targets.views(self._targets.parameters)
-        for s in launch.segments:
-            segment = self._targets.segments[s]
-            flat[segment.offset : segment.offset + segment.size] = parameters[s] if start == "p" else start
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add a group of parameters, between any two steps.
+
+        Parameters
+        ----------
+        group : dict
+            As at construction: hyperparameters, those missing being the optimizer's, beside either ``params``, new
+            arrays, which take their first step at the next one; or ``match``, a name pattern or several, which takes
+            arrays, with their states and their number of steps, from the groups that they are in.
+
+        Raises
+        ------
+        ArrayError
+            For parameters that cannot be updated, of another dtype, or that are there already; a pattern that fits
+            none; and while gradients wait in `accumulate`.
+        HyperparameterError
+            For a value out of range, and arrays from groups that have taken different numbers of steps.
+
+        Notes
+        -----
+        A refused group changes nothing. With new ``params`` an optimizer of one form becomes one of a list of groups:
+        `params`, `ema` and the gradients have one entry for each group that has parameters of its own. The arrays of
+        `state` and the values of `param_groups` are replaced.
+        """
+        with self._lock:
+            self._settle()
+            if not isinstance(group, Mapping):
+                raise HyperparameterError(f"group must be a dict with params or match, given {group!r}")
+            if self.accumulated:
+                raise ArrayError(
+                    f"a group must be added between steps, given one with {self.accumulated} gradients accumulated: "
+                    "step() or zero_grad() first"
+                )
+            index = len(self._groups)
+            added = Group.of(group, self._rule, index, self._changes, self._schedules)
+            targets = self._targets.with_group(group, index)
+            came_from = [g for g, now in zip(self._targets.group, targets.group, strict=False) if now == index]
+            starts = {self._started_at[g] for g in came_from} or {self._t}
+            if len(starts) > 1:
+                taken = ", ".join(str(self._t - start) for start in sorted(starts))
+                raise HyperparameterError(
+                    f"group {index}: its arrays must come from groups of the same number of steps, given {taken}"
+                )
+            (start,) = starts
+            rules = [*self._rules, added.read_first(self._rule, index, self._t - start)]
+            new = self._laid_out(targets, [*self._groups, added], rules, [*self._started_at, start])
+            scalars = {key: value for launch in self._programs[0].launches for key, value in launch.scalars().items()}
+            scalars |= self._inherited(scalars, came_from, index)
+            for launch in new["_programs"][0].launches:
+                launch.take_scalars(scalars)
+            if self._check is not None:
+                new["_check"].norm = self._check.norm
+            if "params" in group:
+                given = self.params if is_group_list(self.params) else [{"params": self.params}]
+                new["params"] = [*given, dict(group)]
+            vars(self).update(new)  # at once: Ctrl-C leaves the old layout or the new one
+
+    def _inherited(
+        self, scalars: Mapping[tuple[str, str, int], float], came_from: Sequence[int], index: int
+    ) -> dict[tuple[str, str, int], float]:
+        """Numbers that a group takes over with its arrays from the groups in which they were."""
+        found: dict[tuple[str, str, int], float] = {}
+        for (name, kind, owner), value in scalars.items():
+            if kind == "group" and owner in came_from:
+                if found.setdefault((name, kind, index), value) != value:
+                    raise HyperparameterError(
+                        f"group {index}: its arrays must come from groups with the same {name}, "
+                        f"given {found[name, kind, index]!r} and {value!r}"
+                    )
+        return found
 
     # ---- what can be asked
 
@@ -220,6 +332,12 @@ class Optimizer:
     def param_groups(self) -> tuple[Group, ...]:
         """Hyperparameters of each group, dicts; values may be changed between steps."""
         return self._groups
+
+    @property
+    def accumulated(self) -> int:
+        """Number of gradients that wait for the next step."""
+        waits = self._accumulator is not None and self._accumulator.step == self._t + 1
+        return self._accumulator.count if waits else 0  # type: ignore[union-attr]  # it waits
 
     @property
     def grad_norm(self) -> float | None:
@@ -240,8 +358,8 @@ class Optimizer:
     def bytes_per_param(self) -> int:
         """Bytes read and written for each parameter in one step; the most, where groups differ in options."""
         itemsize = self._targets.dtype.itemsize
-        norm = 0 if self._check is None else itemsize
-        return norm + max(x.plan.bytes_per_param(itemsize) for x in self._launches)
+        norm = 0 if self._check is None else gradient_norm().bytes_per_element(itemsize)
+        return norm + max(program.bytes_per_param(itemsize) for program in self._programs)
 
     def __repr__(self) -> str:
         groups = len(self._groups)
@@ -256,18 +374,13 @@ class Optimizer:
             state = self.state_dict()
             new = object.__new__(type(self))
             memo[id(self)] = new
+            params, groups = self._built_from
+            tail = {name: copy.deepcopy(value, memo) for name, value in vars(self._settings).items()}
             Optimizer.__init__(
-                new,
-                copy.deepcopy(self.params, memo),
-                self._rule,
-                maximize=self._maximize,
-                max_norm=self._max_norm,
-                ema_decay=self._ema_decay,
-                on_nonfinite=self._on_nonfinite,
-                zero_grad=self._zero_grad,
-                backend=self.backend,
-                threads=self._threads,
+                new, copy.deepcopy(params, memo), self._rule, **tail, backend=self.backend, threads=self._threads
             )
+            for group in self._groups[groups:]:
+                new.add_param_group(copy.deepcopy(dict(group), memo))
             new.load_state_dict(state)
             for group, own in zip(new._groups, self._groups, strict=True):
                 group.update({n: copy.deepcopy(own[n], memo) for n in self._names})
@@ -323,24 +436,24 @@ class Optimizer:
                 self._bind_gradients(grads)
             if type(scale) is not float or scale != 1.0:
                 scale = self._checked_scale(scale)
-            factor = -scale if self._maximize else scale
+            factor = -scale if self._settings.maximize else scale
             if self._check is not None:
                 clipped = self._check.measure(factor)
-                if clipped is None:  # skipped
-                    if self._zero_grad:
-                        self._clear(self._gradients)
+                if clipped is None:
+                    self._skip()
                     return
                 factor = clipped
             if self._changes.pending:
                 self._reread()
             t = self._t + 1
-            for prepare, index, i in self._prepares:
-                prepare(index, self._rules[i], t - self._started_at[i], factor, self._ema_c)
-            if not self._runs:
-                self._runs = [launch.compile() for launch in self._launches]
+            program, tail = self._program, self._tail
+            tail["gscale"] = factor
+            for prepare, index, i in program.prepares:
+                prepare(index, self._rules[i], t - self._started_at[i], tail)
+            runs = program.runs or program.compile()
             try:
                 self._begun = t  # memory is written from here on
-                for run in self._runs:
+                for run in runs:
                     run()
                 self._t = t
             except BaseException as error:
@@ -349,22 +462,30 @@ class Optimizer:
                     self._finish(t)
                 raise
 
+    def _skip(self) -> None:
+        """Pass a gradient over: what was summed for the step is dropped with it."""
+        if self._settings.zero_grad:
+            self._clear(self._gradients)
+        if self._accumulator is not None:
+            self._accumulator.step = 0
+
     def _finish(self, t: int) -> None:
         """Bring a step to its end that Ctrl-C stopped between two sweeps; Ctrl-C is raised behind it."""
         while self._begun != self._t:
             try:
-                for launch in self._launches:
-                    launch.finish(t - 1 - self._counted_from)
+                self._program.finish(t - 1 - self._counted_from)
                 self._t = t
             except (KeyboardInterrupt, SystemExit):  # another one
                 pass
 
     def _all_ran(self) -> bool:
         """Whether every sweep of the step that was begun has run."""
-        return all(launch.ran(self._begun - self._counted_from) for launch in self._launches)
+        return self._program.ran(self._begun - self._counted_from)
 
     def _settle(self) -> None:
         """Count a step that was begun if nothing of it is missing, as for a signal's handler; else refuse to go on."""
+        if self._begun == self._t:
+            return
         if self._begun > self._t and self._all_ran():
             self._finish(self._begun)
             return
@@ -374,21 +495,31 @@ class Optimizer:
         )
 
     def _checked_scale(self, scale: Any) -> float:
-        number = _number("scale", scale)
-        if abs(number) > self._largest:
+        checked = number("scale", scale)
+        if abs(checked) > self._largest:
             raise HyperparameterError(f"scale must be a number that {self._targets.dtype} holds, given {scale!r}")
-        return number
+        return checked
 
     def _reread(self) -> None:
-        """Take over changed values of groups; the rules are rebuilt, the kernels stay."""
+        """Take over changed values of groups, and what schedules give; the rules are rebuilt, the kernels stay."""
         try:
             self._changes.pending = False  # first: another thread may set a value while they are read
             for i, group in enumerate(self._groups):
                 if group.changed:
                     self._read(i, group)
+            if self._settings.varies:
+                self._move_average(self._settings.share(self._t))
         finally:
-            if any(group.changed for group in self._groups):
+            if self._settings.varies or any(group.changed for group in self._groups):
                 self._changes.pending = True
+
+    def _move_average(self, share: float) -> None:
+        """Have the next step move the average by a share of the new parameters; by none it is left alone."""
+        program = self._programs[0 if share else -1]
+        if program is not self._program:
+            program.count_from(self._t - self._counted_from)
+            self._program = program
+        self._tail["ema_c"] = share
 
     def _read(self, i: int, group: Group) -> None:
         try:
@@ -408,7 +539,13 @@ class Optimizer:
 
     def _bind_gradients(self, grads: Any) -> None:
         """Validate the gradients and hand their addresses on; not those of the last step, object for object."""
-        leaves = self._targets.leaves(grads)
+        waiting = self.accumulated
+        if waiting and grads is not None:
+            raise ArrayError(
+                f"grads must be None, as {waiting} accumulated wait for this step, given {type(grads).__name__}: "
+                "add these by accumulate(grads), or drop those by zero_grad()"
+            )
+        leaves = None if waiting else self._targets.leaves(grads)
         if (
             self._gradients is None
             or leaves is None
@@ -416,32 +553,150 @@ class Optimizer:
             or not all(map(operator.is_, leaves, self._leaves))
         ):
             self._leaves, self._given = [], _NOTHING
-            gradients = self._targets.gradients(grads, writeable=self._zero_grad)
-            for launch in self._launches:
-                launch.bind("g", gradients)
+            gradients = self._accumulated_or(grads, writeable=self._settings.zero_grad)
+            for program in self._programs:
+                program.bind("g", gradients)
             if self._check is not None:
                 self._check.bind(gradients)
             self._gradients = gradients
             self._leaves = leaves or []
-        # A list or dict may hold other arrays next time.
-        self._given = grads if grads is None or isinstance(grads, np.ndarray) else _NOTHING
+        # A list or dict may hold other arrays next time, and a sum is spent.
+        self._given = grads if leaves and (grads is None or isinstance(grads, np.ndarray)) else _NOTHING
+
+    def _accumulated_or(self, grads: Any, *, writeable: bool) -> Arrays:
+        """Take the sum of gradients that waits for the next step, else those given."""
+        if grads is None and self.accumulated:
+            assert self._accumulator is not None
+            return self._accumulator.sum
+        return self._targets.gradients(grads, writeable=writeable)
 
     # ---- gradients, groups, state
 
+    def accumulate(self, grads: Any = None, scale: float = 1.0) -> None:
+        """Add gradients to the sum that the next step takes, ``sum += scale * grads``, in one pass.
+
+        Parameters
+        ----------
+        grads : optional
+            As of `step`; read only, unless ``zero_grad=True``.
+        scale : float
+            The gradients are multiplied by this first, as by 1 over their number for a mean: finite.
+
+        Raises
+        ------
+        ArrayError, HyperparameterError
+            As of `step`; the sum is as before.
+
+        Notes
+        -----
+        ``step()`` without gradients takes the sum in their place, once: its scale, clip and check are of the sum, and
+        where it skips the step the sum is dropped. `zero_grad` drops it too. The sum takes memory of its own, of the
+        size of the parameters, from the first call on. Ctrl-C takes effect when the sum is whole.
+
+        Examples
+        --------
+        >>> import numpy as np, fastgd
+        >>> p = np.zeros(2)
+        >>> opt = fastgd.SGD(p, lr=1.0)
+        >>> for g in (np.array([1.0, 2.0]), np.array([3.0, 6.0])):
+        ...     opt.accumulate(g, scale=1 / 2)
+        >>> opt.step()
+        >>> p
+        array([-2., -4.])
+        """
+        with self._lock:
+            self._settle()
+            gradients = self._targets.gradients(grads, writeable=self._settings.zero_grad)
+            factor = self._checked_scale(scale)
+            if self._accumulator is None:
+                self._accumulator = Accumulator(self._targets, self._make, self._settings.zero_grad)
+            self._given = _NOTHING  # step() must look for the sum
+            self._accumulator.add(gradients, factor, self._t + 1)
+
     def zero_grad(self) -> None:
-        """Set the gradients that the parameters carry to zero.
+        """Set the gradients that the parameters carry to zero, and drop what was accumulated.
 
         Raises
         ------
         ArrayError
-            If they carry none (plain arrays): the gradients are the caller's.
+            If there are neither (plain arrays): the gradients are the caller's.
         """
-        self._clear(self._targets.gradients(None, writeable=True))
+        with self._lock:
+            if self.accumulated:
+                assert self._accumulator is not None
+                self._accumulator.step = 0
+                if not self._targets.carries_grad:
+                    return
+            self._clear(self._targets.gradients(None, writeable=True))
 
     def _clear(self, gradients: Arrays | None) -> None:
         assert gradients is not None
         for part in self._targets.views(gradients):
             part[:] = 0
+
+    def report(
+        self,
+        grads: Any = None,
+        scale: float = 1.0,
+        *,
+        vanishing: float = 1e-7,
+        exploding: float = 1e3,
+        dead: float = 0.99,
+    ) -> Report:
+        """Say how healthy the gradients are and what a step would change; nothing is changed.
+
+        Parameters
+        ----------
+        grads, scale : optional
+            As of `step`; what was accumulated counts.
+        vanishing, exploding : float
+            Root mean square of an array's gradient below which it vanishes, above which it explodes, >= 0.
+        dead : float
+            Share of an array's gradient, in (0, 1], that must be exactly zero for it to be dead.
+
+        Returns
+        -------
+        fastgd.health.Report
+            A row for each array: norms of parameters, gradient and change, their ratio, shares of zeros and of what is
+            not finite, and a verdict. Printed it is a table, by ``rich.print`` a coloured one; ``to_dicts()`` is data.
+
+        Raises
+        ------
+        ArrayError, HyperparameterError
+            As of `step`, and for thresholds out of range. Gradients that are not finite raise nothing here.
+
+        Notes
+        -----
+        The step is computed as `step` would, at one pass more than its own, with kernels that store nothing; they are
+        compiled at the first report.
+
+        Examples
+        --------
+        >>> import numpy as np, fastgd
+        >>> params = fastgd.FlatParams({"w": np.ones(4), "b": np.ones(2)})
+        >>> params.grad["w"] = 0.5
+        >>> report = fastgd.SGD(params, lr=0.1).report()
+        >>> report["w"].ratio, report["b"].verdict
+        (0.05, 'dead')
+        """
+        limits = thresholds(vanishing, exploding, dead)
+        with self._lock:
+            self._settle()
+            gradients = self._accumulated_or(grads, writeable=False)
+            scale = self._checked_scale(scale)
+            if self._changes.pending:
+                self._reread()
+            factor = -scale if self._settings.maximize else scale
+            if self._check is not None:
+                self._given, self._leaves = _NOTHING, []  # the next step binds its own
+                self._check.bind(gradients)
+                factor = self._check.clipped(factor)
+            if self._dry_run is None:
+                clips = self._settings.max_value is not None
+                self._dry_run = DryRun(self._rules, clips, self._targets, self._make, self._states)
+            steps = [(rule, self._t + 1 - start) for rule, start in zip(self._rules, self._started_at, strict=True)]
+            tail = self._tail | {"gscale": factor}
+            return self._dry_run.report(gradients, steps, tail, scale, self._programs[0], limits)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of everything that a resumed run needs besides the parameters.
@@ -449,12 +704,12 @@ class Optimizer:
         Returns
         -------
         dict
-            Keys ``rule``, ``t``, ``dtype``, ``segments``, ``param_groups``, ``state``, ``scalar_state`` and ``ema``:
-            plain Python values, and arrays that are copies. A schedule is saved as the value it last gave.
+            Keys ``rule``, ``t``, ``dtype``, ``segments``, ``param_groups``, ``state``, ``scalar_state``, ``ema`` and
+            ``accumulated``: plain Python values, and arrays that are copies. A schedule is saved as the value it last
+            gave.
         """
         with self._lock:
-            if self._begun != self._t:
-                self._settle()
+            self._settle()
             groups = []
             for group, rule, start in zip(self._groups, self._rules, self._started_at, strict=True):
                 now = {n: getattr(rule, n) if callable(group.get(n)) else group.get(n) for n in self._names}
@@ -467,8 +722,11 @@ class Optimizer:
                 "segments": [(s.name, s.shape) for s in self._targets.segments],
                 "param_groups": groups,
                 "state": {name: flat.copy() for name, flat in self._states.items()},
-                "scalar_state": [{k: v.tolist() for k, v in launch.scalar_states.items()} for launch in self._launches],
+                "scalar_state": [
+                    {k: v.tolist() for k, v in launch.scalar_states.items()} for launch in self._program.launches
+                ],
                 "ema": None if self._ema is None else self._targets.gather(self._ema),
+                "accumulated": self._accumulator.save() if self._accumulator and self.accumulated else None,
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -482,88 +740,39 @@ class Optimizer:
             If a hyperparameter is out of range.
         """
         with self._lock:
-            own = {
-                "rule": self._rule_class.__name__.lower(),
-                "dtype": str(self._targets.dtype),
-                "segments": [(s.name, s.shape) for s in self._targets.segments],
-            }
-            missing = {*own, "t", "param_groups", "state", "scalar_state", "ema"} - set(state)
-            if missing:
-                raise CheckpointError(f"the state has no {', '.join(map(repr, sorted(missing)))}")
-            for key, expected in own.items():
-                given = [(n, tuple(s)) for n, s in state[key]] if key == "segments" else state[key]
-                if given != expected:
-                    raise CheckpointError(f"the state's {key} must be {expected!r}, given {given!r}")
-            rules = self._rules_of(state["param_groups"])
-            self._check_states(state)
-            t = _count(state["t"])
-            started_at = [t - _count(saved["t"], t) for saved in state["param_groups"]]
-            scalars_of = [
-                {name: np.array(values, np.float64) for name, values in scalars.items()}
-                for scalars in state["scalar_state"]
-            ]
+            launches = self._program.launches
+            expected = Expected(
+                self._rule_class,
+                self._targets.dtype,
+                [(s.name, s.shape) for s in self._targets.segments],
+                self._targets.extent,
+                self._options,
+                list(self._states),
+                [{name: len(values) for name, values in launch.scalar_states.items()} for launch in launches],
+                self._ema is not None,
+            )
+            loaded = checked(state, expected)
+            waiting = state["accumulated"]
+            if waiting is not None and self._accumulator is None:
+                self._accumulator = Accumulator(self._targets, self._make, self._settings.zero_grad)
             self._begun = -1  # until all is taken over
-            for rule, group in zip(rules, self._groups, strict=True):
+            for rule, group in zip(loaded.rules, self._groups, strict=True):
                 group.update({n: getattr(rule, n) for n in self._names if not callable(group.get(n))})
-            self._rules = rules
+            self._rules = loaded.rules
             for name, flat in self._states.items():
                 flat[:] = state["state"][name]
-            for launch, scalars in zip(self._launches, scalars_of, strict=True):
+            for launch, scalars in zip(launches, loaded.scalars, strict=True):
                 for name, values in scalars.items():
                     launch.scalar_states[name][:] = values
-                launch.count_from(0)
+            self._program.count_from(0)
             if self._ema is not None:
                 self._targets.scatter(state["ema"], self._ema)
-            self._t = self._counted_from = t
-            self._started_at = started_at
-            self._begun = t
-
-    def _rules_of(self, groups: Any) -> list[Rule]:
-        if not isinstance(groups, list | tuple) or not all(isinstance(saved, Mapping) for saved in groups):
-            raise CheckpointError(f"the state's param_groups must be a list of dicts, given {groups!r}")
-        if len(groups) != len(self._groups):
-            raise CheckpointError(f"the state must have {len(self._groups)} groups, given {len(groups)}")
-        rules = []
-        for i, saved in enumerate(groups):
-            missing = {*self._names, "t"} - set(saved)
-            if missing:
-                raise CheckpointError(f"group {i} of the state has no {', '.join(map(repr, sorted(missing)))}")
-            rule = self._rule_class(**{n: saved[n] for n in self._names})
-            if rule.options() != self._options[i]:
-                raise CheckpointError(f"group {i} of the state has options {rule.options()}, here {self._options[i]}")
-            rules.append(rule)
-        return rules
-
-    def _check_states(self, state: Mapping[str, Any]) -> None:
-        for name, kind in (("state", Mapping), ("scalar_state", list | tuple)):
-            if not isinstance(state[name], kind):
-                raise CheckpointError(f"the state's {name} must not be {state[name]!r}")
-        if set(state["state"]) != set(self._states):
-            raise CheckpointError(f"the state must have {sorted(self._states)}, given {sorted(state['state'])}")
-        arrays = dict(state["state"])
-        if (state["ema"] is None) != (self._ema is None):
-            raise CheckpointError(
-                f"the state {'has an' if self._ema is None else 'lacks the'} ema of this optimizer's ema_decay"
-            )
-        if self._ema is not None:
-            arrays["ema"] = state["ema"]
-        shape = (self._targets.extent,)
-        for name, given in arrays.items():
-            if np.shape(given) != shape or np.asarray(given).dtype != self._targets.dtype:
-                raise CheckpointError(
-                    f"the state's {name} must be {self._targets.dtype} of shape {shape}, "
-                    f"given {np.asarray(given).dtype} of shape {np.shape(given)}"
-                )
-        for launch, scalars in zip(self._launches, state["scalar_state"], strict=False):
-            lengths = {k: len(v) for k, v in launch.scalar_states.items()}
-            try:
-                given = {k: len(np.array(v, np.float64)) for k, v in scalars.items()}
-            except (AttributeError, TypeError, ValueError):
-                given = {}
-            if given != lengths:
-                raise CheckpointError(f"the state's scalars must have lengths {lengths}, given {scalars}")
-        if len(state["scalar_state"]) != len(self._launches):
-            raise CheckpointError(f"the state must have scalars of {len(self._launches)} launches")
+            self._t = self._counted_from = loaded.t
+            self._started_at = loaded.started_at
+            if self._accumulator is not None:
+                self._accumulator.restore(waiting, loaded.t + 1)
+            self._given = _NOTHING
+            self._begun = loaded.t
 
 
 def is_group_list(params: Any) -> bool:
@@ -573,36 +782,3 @@ def is_group_list(params: Any) -> bool:
         and bool(params)
         and all(isinstance(g, dict) and ("params" in g or "match" in g) for g in params)
     )
-
-
-def _count(value: Any, most: float = math.inf) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= most:
-        raise CheckpointError(
-            f"the state's t must be a number of steps, of a group at most that of all, given {value!r}"
-        )
-    return int(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if type(value) is not bool:
-        raise HyperparameterError(f"{name} must be True or False, given {value!r}")
-    return value
-
-
-def _number(name: str, value: Any, low: float = -math.inf, bound: float = math.inf, *, open_low: bool = False) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    except (TypeError, ValueError):
-        raise HyperparameterError(f"{name} must be a number, given {value!r}") from None
-    if (
-        isinstance(value, bool | str)
-        or not math.isfinite(number)
-        or not low <= number < bound
-        or (open_low and number == low)
-    ):
-        wanted = "finite" if low == -math.inf else f"{'above' if open_low else 'at least'} {low:g}"
-        wanted += f" and below {bound:g}" if bound < math.inf else ""
-        raise HyperparameterError(f"{name} must be a number, {wanted}, given {value!r}")
-    return number

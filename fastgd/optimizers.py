@@ -8,7 +8,7 @@ from typing import Any
 
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
-from fastgd.optimizer import Optimizer, is_group_list
+from fastgd.optimizer import Optimizer
 
 _BASE = inspect.signature(Optimizer.__init__).parameters
 
@@ -29,11 +29,8 @@ def _named(rule_class: type[Rule]) -> type[Optimizer]:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{rule_class.__name__}: {error}; it takes {', '.join(signature.parameters)}") from None
-        rule, schedules = _split({n: given.pop(n) for n in names if n in given}, rule_class)
+        rule, self._schedules = _split({n: given.pop(n) for n in names if n in given}, rule_class)
         Optimizer.__init__(self, given.pop("params"), rule, **given)
-        own_values = self.params if is_group_list(self.params) else [{}]
-        for group, own in zip(self.param_groups, own_values, strict=True):
-            group.update({n: schedule for n, schedule in schedules.items() if n not in own})
 
     members = {
         "__init__": __init__,

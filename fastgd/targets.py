@@ -121,8 +121,10 @@ class Targets:
 
     Parameters
     ----------
-    groups
-        Each with ``params``, or with ``match``: name patterns by which it takes segments from the others.
+    forms
+        What the user gave, one for each group with ``params``.
+    group
+        Number of each segment's group.
     single
         Whether the user gave no list of groups.
 
@@ -132,19 +134,11 @@ class Targets:
         For arrays that cannot be updated in place, of different dtypes, or that share memory.
     """
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]], single: bool) -> None:
+    def __init__(self, forms: Sequence[_Form], group: Sequence[int], single: bool) -> None:
         self._single = single
-        self._forms: list[_Form] = []
-        named: list[Segment] = []
-        group: list[int] = []
-        for i, given in enumerate(groups):
-            if "params" in given:
-                form = _Form.of(given["params"], "params" if single else f"params of group {i}")
-                self._forms.append(form)
-                named += form.segments
-                group += [i] * len(form.segments)
-        _claim(named, group, [_patterns(i, g) for i, g in enumerate(groups)])
-        self.group = group
+        self._forms = list(forms)
+        self.group = list(group)
+        named = [segment for form in forms for segment in form.segments]
         laid = lay_out({str(i): s.shape for i, s in enumerate(named)})
         self.segments = tuple(p._replace(name=s.name) for p, s in zip(laid, named, strict=True))
         self.parameters = self._collect([f.given for f in self._forms], "params", None, writeable=True)
@@ -161,6 +155,39 @@ class Targets:
         self.take("params", self.parameters.arrays)
         n = len(self.segments)
         self.flat = Where(np.zeros(n, np.int64), np.array([s.offset for s in self.segments], np.int64))
+
+    @classmethod
+    def of(cls, groups: Sequence[Mapping[str, Any]], single: bool) -> Targets:
+        """Take the parameters of groups, each with ``params``, or with ``match``: patterns of names that it claims.
+
+        Parameters
+        ----------
+        groups
+            As the user gave them.
+        single
+            Whether the user gave no list of groups.
+        """
+        forms: list[_Form] = []
+        group: list[int] = []
+        for i, given in enumerate(groups):
+            if "params" in given:
+                forms.append(_Form.of(given["params"], "params" if single else f"params of group {i}"))
+                group += [i] * len(forms[-1].segments)
+        claimed: set[int] = set()
+        for i, given in enumerate(groups):
+            for k in _matching([s for f in forms for s in f.segments], i, given):
+                if k not in claimed:  # the first to name it has it
+                    claimed.add(k)
+                    group[k] = i
+        return cls(forms, group, single)
+
+    def with_group(self, given: Mapping[str, Any], index: int) -> Targets:
+        """Give the same parameters with one more group: of ``params`` of its own, or of what it takes by ``match``."""
+        if "params" in given:
+            form = _Form.of(given["params"], f"params of group {index}")
+            return Targets([*self._forms, form], [*self.group, *[index] * len(form.segments)], False)
+        claimed = _matching(self.segments, index, given)
+        return Targets(self._forms, [index if k in claimed else g for k, g in enumerate(self.group)], self._single)
 
     @property
     def size(self) -> int:
@@ -245,7 +272,7 @@ class Targets:
 
     def _mirroring(self, grads: Any, *, writeable: bool) -> Arrays:
         if grads is None:
-            if not all(isinstance(f.given, FlatParams) for f in self._forms):
+            if not self.carries_grad:
                 raise ArrayError("grads must be given: these params are plain arrays and carry no grad")
             grads = [f.given.grad for f in self._forms]
         elif self._single:
@@ -256,11 +283,18 @@ class Targets:
             )
         return self._collect(grads, "grads", self.dtype, writeable=writeable)
 
-    def copy(self) -> tuple[Any, Arrays]:
-        """Copy of the parameters in the user's form, and its arrays."""
-        copies = [f.copy() for f in self._forms]
-        arrays = self._collect(copies, "copy", self.dtype, writeable=True)
-        return (copies[0] if self._single else copies), arrays
+    @property
+    def carries_grad(self) -> bool:
+        """Whether the parameters have gradients of their own."""
+        return all(isinstance(f.given, FlatParams) for f in self._forms)
+
+    def copies(self, known: Sequence[Any] = ()) -> list[Any]:
+        """Copy what the user gave, form by form; the first are `known` already."""
+        return [*known, *(f.copy() for f in self._forms[len(known) :])]
+
+    def of_copies(self, copies: list[Any]) -> tuple[Any, Arrays]:
+        """Give what `copies` gave as a user sees it, and its arrays."""
+        return (copies[0] if self._single else copies), self._collect(copies, "copy", self.dtype, writeable=True)
 
     def gather(self, source: Arrays) -> NDArray[Any]:
         """Copy a quantity into one flat array laid out as a state is."""
@@ -300,20 +334,17 @@ def _patterns(index: int, group: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-def _claim(segments: Sequence[Segment], group: list[int], patterns: Sequence[tuple[str, ...]]) -> None:
-    """Move segments to the first group that claims them by name."""
-    claimed: set[int] = set()
-    for i, wanted in enumerate(patterns):
-        for pattern in wanted:
-            matching = [k for k, s in enumerate(segments) if fnmatchcase(s.name, pattern)]
-            if not matching:
-                raise ArrayError(
-                    f"group {i}: match {pattern!r} fits no array; there are {', '.join(repr(s.name) for s in segments)}"
-                )
-            for k in matching:
-                if k not in claimed:
-                    claimed.add(k)
-                    group[k] = i
+def _matching(segments: Sequence[Segment], index: int, group: Mapping[str, Any]) -> list[int]:
+    """Segments that a group claims by name."""
+    found: list[int] = []
+    for pattern in _patterns(index, group):
+        matching = [k for k, s in enumerate(segments) if fnmatchcase(s.name, pattern)]
+        if not matching:
+            raise ArrayError(
+                f"group {index}: match {pattern!r} fits no array; there are {', '.join(repr(s.name) for s in segments)}"
+            )
+        found += matching
+    return found
 
 
 def _spans(what: str, arrays: Iterable[NDArray[Any]]) -> list[tuple[int, int, str]]:

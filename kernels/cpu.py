@@ -264,8 +264,8 @@ class CpuSweep:
         self.dtype = scalars.dtype
         self._label = label
         self._threads = threads
-        streams = len(sweep.reads) + len(sweep.writes)
-        self._parallel = threads > 1 and sum(sizes) * streams * self.dtype.itemsize >= CROSSOVER
+        moved = sum(sizes) * sweep.bytes_per_element(self.dtype.itemsize)
+        self._parallel = threads > 1 and moved >= CROSSOVER
         self._addresses = np.zeros((len(sizes), len(sweep.arrays)), np.int64)
         table = tiles(sizes, rows)
         cuts = equal_cuts(table, threads * CHUNKS_PER_THREAD if self._parallel else 1)

@@ -125,6 +125,10 @@ class Sweep:
             assigned.add(name)
         return tuple(a for a in self.arrays if a in read)
 
+    def bytes_per_element(self, itemsize: int) -> int:
+        """Bytes that it reads and writes for each element."""
+        return itemsize * (len(self.reads) + len(self.writes))
+
 
 def _names(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from fastgd.kernels.errors import HyperparameterError, RuleError
 from fastgd.kernels.language import Level, Sweep, parse
-from fastgd.kernels.tail import with_tail
+from fastgd.kernels.tail import NAMES, Tail, gradient_norm, with_tail
 
 NON_NEGATIVE = (0.0, math.inf)
 FRACTION = (0.0, 1.0)  # 1 excluded
@@ -141,6 +141,9 @@ class Rule:
         return number
 
 
+NO_TAIL = Tail()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is run for one set of static options: the sweeps with the tail, and the code between them.
@@ -167,15 +170,15 @@ class Plan:
 
     @property
     def level(self) -> Level:
-        """Level of the sums: ``per_segment``, ``total`` or empty."""
-        return self.sweeps[0].level
+        """Level of the sums that `combine` takes: ``per_segment``, ``total``, or empty without it."""
+        return self.sweeps[0].level if self.combine else ""
 
     def bytes_per_param(self, itemsize: int) -> int:
         """Bytes read and written for each parameter in one step, all sweeps together."""
-        return itemsize * sum(len(s.reads) + len(s.writes) for s in self.sweeps)
+        return sum(s.bytes_per_element(itemsize) for s in self.sweeps)
 
 
-def plan(rule: Rule, *, ema: bool = False, zero_grad: bool = False) -> Plan:
+def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
     """Check and fold a rule's functions and put the tail around them.
 
     Raises
@@ -194,7 +197,7 @@ def plan(rule: Rule, *, ema: bool = False, zero_grad: bool = False) -> Plan:
     prepared = set(_prepare(rule, 1, scalar_states))
 
     combine = None
-    given = {*prepared, "gscale", "ema_c"}
+    given = prepared
     sweeps = []
     if len(stages) == 2:
         sweeps.append(parse(functions["measure"], options, prepared))
@@ -208,7 +211,10 @@ def plan(rule: Rule, *, ema: bool = False, zero_grad: bool = False) -> Plan:
                 f"({', '.join(sweeps[0].sums)}) nor a scalar state of init(); scalars come behind *"
             )
         given = prepared | set(combine.writes)
-    sweeps.append(parse(functions["update"], options, given - {"gscale", "ema_c"}))
+    reserved = NAMES & {*arrays, *given, *scalar_states}
+    if reserved:
+        raise RuleError(f"{title}: `{min(reserved)}` is a name of the fused tail; choose another")
+    sweeps.append(parse(functions["update"], options, given))
     if sweeps[-1].sums:
         raise RuleError(f"{title}: update is the last sweep and cannot return sums")
     if "p" not in sweeps[-1].writes:
@@ -216,7 +222,7 @@ def plan(rule: Rule, *, ema: bool = False, zero_grad: bool = False) -> Plan:
 
     used = {a for s in sweeps for a in s.arrays}
     return Plan(
-        sweeps=with_tail(sweeps, ema=ema, zero_grad=zero_grad),
+        sweeps=with_tail(sweeps, tail),
         combine=combine,
         states=tuple(a for a in arrays if a in used and a not in ("p", "g")),
         start={k: _start(title, k, v, array=True) for k, v in init.items() if k in arrays},
@@ -230,14 +236,30 @@ def state_name(rule: Rule, short: str) -> str:
 
 
 def describe(rule: Rule) -> dict[str, Any]:
-    """Say what a table of rules shows: states by their outer names, bytes per float32 parameter, options."""
+    """Say what a table of rules shows: states by their outer names, bytes per float32 parameter, options, tails."""
     p = plan(rule)
     return {
         "rule": type(rule).__name__,
         "states": tuple(state_name(rule, s) for s in p.states),
         "bytes": p.bytes_per_param(4),
         "options": tuple(rule.options()),
+        "tails": tail_bytes(rule),
         "summary": inspect.cleandoc(type(rule).__doc__ or "").split("\n", 1)[0],
+    }
+
+
+def tail_bytes(rule: Rule) -> dict[str, int]:
+    """Bytes per float32 parameter of a step with each part of the tail that costs any, and with all of them.
+
+    Scale, ``maximize`` and ``max_value`` cost none; ``on_nonfinite`` shares its read with ``max_norm``; a lookahead
+    costs at each of its own steps what ``ema_decay`` costs at every step.
+    """
+    norm = gradient_norm().bytes_per_element(4)
+    return {
+        "max_norm": plan(rule).bytes_per_param(4) + norm,
+        "ema_decay": plan(rule, Tail("ema")).bytes_per_param(4),
+        "zero_grad": plan(rule, Tail(zero_grad=True)).bytes_per_param(4),
+        "all": plan(rule, Tail("ema", zero_grad=True)).bytes_per_param(4) + norm,
     }
 
 
@@ -253,9 +275,6 @@ def _array_names(functions: Any) -> tuple[str, ...]:
     for function in functions:
         code = function.__code__
         names |= dict.fromkeys(code.co_varnames[: code.co_argcount])
-    reserved = {"ema", "gscale", "ema_c"} & set(names)
-    if reserved:
-        raise RuleError(f"{function.__qualname__}: `{reserved.pop()}` is a name of the fused tail; choose another")
     return tuple(names)
 
 

@@ -34,7 +34,7 @@ commands = typer.Typer(no_args_is_help=True, help="List the update rules and sho
 def list_rules(
     as_json: Annotated[bool, typer.Option("--json", help="Data, with the hyperparameters' defaults.")] = False,
 ) -> None:
-    """List the rules: states, bytes that a step moves for each float32 parameter, static options."""
+    """List the rules: states, bytes that a step moves for each float32 parameter, alone and with the tail, options."""
     from fastgd.kernels.rule import describe
     from fastgd.kernels.rules import RULES
 
@@ -46,11 +46,19 @@ def list_rules(
         ]
         print(json.dumps(data, indent=2))
         return
+    tails = tuple(next(iter(rows.values()))["tails"])
     table = [
-        (name, ", ".join(row["states"]) or "-", str(row["bytes"]), ", ".join(row["options"]) or "-")
+        (
+            name,
+            ", ".join(row["states"]) or "-",
+            str(row["bytes"]),
+            *(str(row["tails"][tail]) for tail in tails),
+            ", ".join(row["options"]) or "-",
+        )
         for name, row in rows.items()
     ]
-    show_table(("rule", "states", "bytes/param", "options"), table, numbers=("bytes/param",))
+    with_tails = [f"+{tail}" if tail != "all" else "with all" for tail in tails]
+    show_table(("rule", "states", "bytes/param", *with_tails, "options"), table, numbers=("bytes/param", *with_tails))
 
 
 @commands.command("show")
@@ -63,6 +71,8 @@ def show_rule(
         typer.Option(help="A hyperparameter, as in amsgrad=true or betas=0.9,0.99; may be given again."),
     ] = None,
     ema: Annotated[bool, typer.Option("--ema", help="With the average of the parameters in the tail.")] = False,
+    lookahead: Annotated[bool, typer.Option("--lookahead", help="With that, and the parameters set to it.")] = False,
+    max_value: Annotated[bool, typer.Option("--max-value", help="With the clip of each element.")] = False,
     zero_grad: Annotated[bool, typer.Option("--zero-grad", help="With g = 0 in the tail.")] = False,
     parallel: Annotated[bool, typer.Option("--parallel", help="The kernel for threads; of llvm and asm.")] = False,
 ) -> None:
@@ -70,19 +80,21 @@ def show_rule(
     from fastgd.kernels.errors import FastGDError
     from fastgd.kernels.rule import plan
     from fastgd.kernels.rules import RULES
+    from fastgd.kernels.tail import Tail
 
     name = rule.lower()
     _known("RULE", name, RULES)
     _known("--target", target, _LANGUAGES)
     _known("--dtype", dtype, ("float32", "float64"))
+    tail = Tail("lookahead" if lookahead else "ema" if ema else "", max_value, zero_grad)
     if parallel and target not in _COMPILED:
         raise typer.BadParameter(f"--parallel goes with --target {' or '.join(_COMPILED)}, given --target {target}")
     try:
         chosen = RULES[name](**_settings(RULES[name], option or []))
-        planned = plan(chosen, ema=ema, zero_grad=zero_grad)
+        planned = plan(chosen, tail)
     except FastGDError as error:
         raise typer.BadParameter(str(error)) from None
-    if target == "rule" and (option or ema or zero_grad):
+    if target == "rule" and (option or tail != Tail()):
         print("fastgd: this is the rule as written; --target numpy has options and tail folded in", file=sys.stderr)
     texts: dict[str, Callable[[], str]] = {
         "rule": lambda: _written(chosen),
