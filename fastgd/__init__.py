@@ -26,6 +26,8 @@ _HOMES = {
     "fit": "fit",
     "History": "callbacks",
     "EarlyStopping": "callbacks",
+    "LossScaler": "loss_scaler",
+    "ReduceOnPlateau": "callbacks",
     "ProgressBar": "callbacks",
 } | dict.fromkeys(
     (
@@ -39,7 +41,19 @@ _HOMES = {
     ),
     "kernels.errors",
 )
-_MODULES = ("backend", "bench", "callbacks", "flat", "functional", "kernels", "nn", "optimizer", "optimizers")
+_MODULES = (
+    "backend",
+    "bench",
+    "callbacks",
+    "flat",
+    "functional",
+    "health",
+    "kernels",
+    "nn",
+    "optimizer",
+    "optimizers",
+    "schedules",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,14 +7,17 @@ from fastgd import bench as bench
 from fastgd import callbacks as callbacks
 from fastgd import flat as flat
 from fastgd import functional as functional
+from fastgd import health as health
 from fastgd import kernels as kernels
 from fastgd import nn as nn
 from fastgd import optimizer as optimizer
 from fastgd import optimizers as optimizers
+from fastgd import schedules as schedules
 from fastgd.backend import backends as backends
 from fastgd.callbacks import EarlyStopping as EarlyStopping
 from fastgd.callbacks import History as History
 from fastgd.callbacks import ProgressBar as ProgressBar
+from fastgd.callbacks import ReduceOnPlateau as ReduceOnPlateau
 from fastgd.fit import fit as fit
 from fastgd.flat import FlatParams as FlatParams
 from fastgd.kernels.errors import ArrayError as ArrayError
@@ -24,6 +27,7 @@ from fastgd.kernels.errors import FastGDError as FastGDError
 from fastgd.kernels.errors import HyperparameterError as HyperparameterError
 from fastgd.kernels.errors import NonFiniteError as NonFiniteError
 from fastgd.kernels.errors import RuleError as RuleError
+from fastgd.loss_scaler import LossScaler as LossScaler
 from fastgd.minimize import OptimizeResult as OptimizeResult
 from fastgd.minimize import minimize as minimize
 from fastgd.optimizer import Optimizer as Optimizer

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
+from fastgd.checks import checked_choice, checked_number, checked_whole
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.optimizer import Optimizer
-from fastgd.schedules import checked_choice, checked_number, checked_whole
 
 
 @dataclass
@@ -128,11 +128,9 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0, restore_best: bool = True) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
-            raise HyperparameterError(f"patience must be a whole number of epochs, at least 0, given {patience!r}")
-        if not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
-            raise HyperparameterError(f"min_delta must be a number, at least 0, given {min_delta!r}")
-        self.patience, self.min_delta, self.restore_best = patience, min_delta, restore_best
+        self.patience = checked_whole("patience", patience, 0)
+        self.min_delta = checked_number("min_delta", min_delta, 0.0)
+        self.restore_best = restore_best
         self.best, self.best_epoch = math.inf, 0
         self._kept: Any = None
 

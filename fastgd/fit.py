@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.callbacks import Callback, History, Training
+from fastgd.checks import checked_whole
 from fastgd.flat import FlatParams
 from fastgd.kernels.errors import ArrayError, HyperparameterError
 from fastgd.optimizer import Optimizer
@@ -87,8 +88,8 @@ def fit(
     samples = _samples("data", data)
     held_out = None if validation is None else _samples("validation", validation, len(samples))
     count = len(samples[0])
-    epochs = _positive("epochs", epochs)
-    batch = count if batch_size is None else min(count, _positive("batch_size", batch_size))
+    epochs = checked_whole("epochs", epochs, 1)
+    batch = count if batch_size is None else min(count, checked_whole("batch_size", batch_size, 1))
     params = _parameters(optimizer)
     try:
         order = np.random.default_rng(seed)
@@ -170,12 +171,6 @@ def _samples(name: str, data: Any, arrays: int | None = None) -> Data:
     if arrays is not None and len(taken) != arrays:
         raise ArrayError(f"{name} must have {arrays} arrays as data has, given {len(taken)}")
     return taken
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise HyperparameterError(f"{name} must be a whole number, at least 1, given {value!r}")
-    return int(value)
 
 
 def _parameters(optimizer: Optimizer) -> FlatParams:

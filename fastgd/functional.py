@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from functools import lru_cache
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import as_array, sweep_maker
+from fastgd.checks import checked_number
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
 from fastgd.kernels.rule import Plan, Rule, plan, state_name, step_number
@@ -176,7 +176,7 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
         step = step_number(t, name)
         arrays = form.take((p, g, *states), name)
         if type(scale) is not float or not math.isfinite(scale):
-            scale = _finite(scale, name)
+            scale = checked_number(f"{name}: scale", scale)
         call, idle = form.borrow(rule, arrays)
         call.bind(form.names, arrays)
         call.prepare(0, rule, step, {"gscale": scale})
@@ -189,12 +189,6 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
     function.__signature__ = _signature(rule_class, default)  # type: ignore[attr-defined]
     function.__doc__ = _doc(rule_class, default)
     return function
-
-
-def _finite(scale: Any, name: str) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
-        raise HyperparameterError(f"{name}: scale must be a finite number, given {scale!r}")
-    return float(scale)
 
 
 def _signature(rule_class: type[Rule], default: Plan) -> inspect.Signature:

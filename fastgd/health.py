@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import SweepOnArrays
+from fastgd.checks import checked_number
 from fastgd.kernels.rule import Plan, Rule, plan
 from fastgd.kernels.tail import Tail, dry_run
 from fastgd.program import Program
-from fastgd.settings import number
 from fastgd.targets import Arrays, Targets
 
 
@@ -148,9 +148,9 @@ def thresholds(vanishing: Any, exploding: Any, dead: Any) -> tuple[float, float,
         For one that is no number or out of range.
     """
     return (
-        number("vanishing", vanishing, 0.0),
-        number("exploding", exploding, 0.0),
-        number("dead", dead, 0.0, 1.0, open_low=True, closed=True),
+        checked_number("vanishing", vanishing, 0.0),
+        checked_number("exploding", exploding, 0.0),
+        checked_number("dead", dead, 0.0, 1.0, open_low=True, closed=True),
     )
 
 

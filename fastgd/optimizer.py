@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fastgd.accumulation import Accumulator
 from fastgd.backend import resolve, sweep_maker
+from fastgd.checks import checked_number
 from fastgd.flat import aligned_zeros
 from fastgd.gradient import GradientCheck
 from fastgd.groups import Changes, Group
@@ -25,7 +26,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, plan
 from fastgd.kernels.tail import gradient_norm
 from fastgd.program import Program
-from fastgd.settings import Settings, number
+from fastgd.settings import Settings
 from fastgd.state import Expected, checked
 from fastgd.targets import Arrays, Targets
 
@@ -334,6 +335,11 @@ class Optimizer:
         return self._groups
 
     @property
+    def on_nonfinite(self) -> str:
+        """What is done about gradients that are not finite."""
+        return self._settings.on_nonfinite
+
+    @property
     def accumulated(self) -> int:
         """Number of gradients that wait for the next step."""
         waits = self._accumulator is not None and self._accumulator.step == self._t + 1
@@ -495,7 +501,7 @@ class Optimizer:
         )
 
     def _checked_scale(self, scale: Any) -> float:
-        checked = number("scale", scale)
+        checked = checked_number("scale", scale)
         if abs(checked) > self._largest:
             raise HyperparameterError(f"scale must be a number that {self._targets.dtype} holds, given {scale!r}")
         return checked

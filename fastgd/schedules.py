@@ -18,10 +18,11 @@ import functools
 import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Generic, Literal, TypeVar
 
+from fastgd.checks import checked_choice, checked_number, checked_whole
 from fastgd.kernels.errors import HyperparameterError
 
 __all__ = [
@@ -142,40 +143,6 @@ def _factory(build: F) -> F:
 
 def _frozen(given: Any) -> Any:
     return tuple(given) if isinstance(given, list) else given
-
-
-# ---- checks, also of callbacks
-
-
-def checked_number(
-    name: str, value: Any, low: float = -math.inf, bound: float = math.inf, *, open_low: bool = False
-) -> float:
-    """Give a number as a float, or say what is wrong with it."""
-    try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # an int that no float holds
-        number = math.inf
-    if not math.isfinite(number) or not low <= number < bound or (open_low and number == low):
-        wanted = "" if low == -math.inf else f", {'above' if open_low else 'at least'} {low:g}"
-        wanted += f" and below {bound:g}" if bound < math.inf else ""
-        raise HyperparameterError(f"{name} must be a finite number{wanted}, given {value!r}")
-    return number
-
-
-def checked_whole(name: str, value: Any, low: int, most: int | None = None) -> int:
-    """Give a whole number as an int, or say what is wrong with it."""
-    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else low - 1
-    if number < low or (most is not None and number > most):
-        wanted = f"at least {low}" + ("" if most is None else f" and at most {most}")
-        raise HyperparameterError(f"{name} must be a whole number, {wanted}, given {value!r}")
-    return number
-
-
-def checked_choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    """Give one of some words, or say which they are."""
-    if not isinstance(value, str) or value not in choices:
-        raise HyperparameterError(f"{name} must be one of {', '.join(map(repr, choices))}, given {value!r}")
-    return value
 
 
 def _listed(name: str, given: Any) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fastgd.checks import checked_choice, checked_flag, checked_number, checked_whole
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.tail import Tail
 
@@ -34,18 +35,15 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every value and bring it to a plain Python one."""
         checked: dict[str, Any] = {
-            "maximize": flag("maximize", self.maximize),
-            "zero_grad": flag("zero_grad", self.zero_grad),
+            "maximize": checked_flag("maximize", self.maximize),
+            "zero_grad": checked_flag("zero_grad", self.zero_grad),
         }
         for name in ("max_norm", "max_value"):
             value = getattr(self, name)
-            checked[name] = None if value is None else number(name, value, 0.0, math.inf, open_low=True)
+            checked[name] = None if value is None else checked_number(name, value, 0.0, math.inf, open_low=True)
         if self.ema_decay is not None and not callable(self.ema_decay):
-            checked["ema_decay"] = number("ema_decay", self.ema_decay, 0.0, 1.0)
-        if self.on_nonfinite not in _ON_NONFINITE:
-            raise HyperparameterError(
-                f"on_nonfinite must be one of {', '.join(map(repr, _ON_NONFINITE))}, given {self.on_nonfinite!r}"
-            )
+            checked["ema_decay"] = checked_number("ema_decay", self.ema_decay, 0.0, 1.0)
+        checked_choice("on_nonfinite", self.on_nonfinite, _ON_NONFINITE)
         if self.lookahead is not None:
             checked["lookahead"] = _lookahead(self.lookahead)
             if self.ema_decay is not None:
@@ -84,49 +82,17 @@ class Settings:
         if self.ema_decay is None:
             return 0.0
         if callable(self.ema_decay):
-            return 1.0 - number(f"ema_decay, of a schedule, after {k} steps", self.ema_decay(k), 0.0, 1.0, closed=True)
+            return 1.0 - checked_number(
+                f"ema_decay, of a schedule, after {k} steps", self.ema_decay(k), 0.0, 1.0, closed=True
+            )
         return 1.0 - self.ema_decay
 
 
 def _lookahead(value: Any) -> tuple[int, float]:
     try:
         every, alpha = value
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError
-        return every, number("", alpha, 0.0, 1.0, open_low=True, closed=True)
-    except (TypeError, ValueError):
+        return checked_whole("every", every, 1), checked_number("alpha", alpha, 0.0, 1.0, open_low=True, closed=True)
+    except (TypeError, ValueError):  # a HyperparameterError is one
         raise HyperparameterError(
             f"lookahead must be (every so many steps, share in (0, 1]), as in (5, 0.5), given {value!r}"
         ) from None
-
-
-def flag(name: str, value: Any) -> bool:
-    """Take True or False and nothing else."""
-    if type(value) is not bool:
-        raise HyperparameterError(f"{name} must be True or False, given {value!r}")
-    return value
-
-
-def number(
-    name: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    open_low: bool = False,
-    closed: bool = False,
-) -> float:
-    """Take a finite number from `low`, excluded where `open_low`, up to `high`, excluded unless `closed`."""
-    try:
-        taken = float(value)
-    except OverflowError:
-        taken = math.inf
-    except (TypeError, ValueError):
-        raise HyperparameterError(f"{name} must be a number, given {value!r}") from None
-    below = taken <= high if closed else taken < high
-    above = taken > low if open_low else taken >= low
-    if isinstance(value, bool | str) or not math.isfinite(taken) or not below or not above:
-        wanted = "finite" if low == -math.inf else f"{'above' if open_low else 'at least'} {low:g}"
-        wanted += f" and {'at most' if closed else 'below'} {high:g}" if high < math.inf else ""
-        raise HyperparameterError(f"{name} must be a number, {wanted}, given {value!r}")
-    return taken
