@@ -99,12 +99,12 @@ class Report(Sequence[SegmentHealth]):
 
     def cells(self) -> list[tuple[str, ...]]:
         """Text of the table, its head first."""
-        head = ("array", "group", "|p|", "|g|", "|Δp|", "|Δp|/|p|", "zeros", "nan, inf", "verdict")
+        head = ("array", "group", "|p|", "|g|", "|Δp|", "ratio", "zeros", "nan/inf", "verdict")
         return [head] + [
             (
                 row.name,
                 str(row.group),
-                *(f"{x:.2e}" for x in (row.param_norm, row.grad_norm, row.update_norm, row.ratio)),
+                *(f"{x:.1e}" for x in (row.param_norm, row.grad_norm, row.update_norm, row.ratio)),
                 *(f"{x:.1%}" for x in (row.zeros, row.nonfinite)),
                 row.verdict,
             )
@@ -124,11 +124,10 @@ class Report(Sequence[SegmentHealth]):
 
     def __rich__(self) -> Any:
         """Table for ``rich.print``, unhealthy rows in colour."""
-        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         (first, *numbers, last), *rows = self.cells()
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)  # 80 columns wide
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns must do
         table.add_column(first, overflow="fold")
         for name in numbers:
             table.add_column(name, justify="right", no_wrap=True)

@@ -290,7 +290,7 @@ class Optimizer:
             came_from = [g for g, now in zip(self._targets.group, targets.group, strict=False) if now == index]
             starts = {self._started_at[g] for g in came_from} or {self._t}
             if len(starts) > 1:
-                taken = ", ".join(str(self._t - start) for start in sorted(starts))
+                taken = ", ".join(str(self._t - start) for start in sorted(starts, reverse=True))
                 raise HyperparameterError(
                     f"group {index}: its arrays must come from groups of the same number of steps, given {taken}"
                 )
