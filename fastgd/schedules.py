@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Generic, Literal, TypeVar
 
-from fastgd.checks import checked_choice, checked_number, checked_whole
+from fastgd.checks import checked_choice, checked_flag, checked_number, checked_whole
 from fastgd.kernels.errors import HyperparameterError
 
 __all__ = [
@@ -123,7 +123,7 @@ class Schedule(Generic[V]):
         axes = figure.subplots()
         values: list[Any] = [self(k) for k in range(count)]
         axes.plot(range(count), values)
-        axes.set(xlabel="steps taken", ylabel="value")
+        axes.set(xlabel="steps taken", ylabel="value", title=repr(self))
         return figure
 
 
@@ -653,8 +653,7 @@ def one_cycle(
     start = peak / checked_number("div_factor", div_factor, 0, open_low=True)
     end = start / checked_number("final_div_factor", final_div_factor, 0, open_low=True)
     left = _SHAPES[checked_choice("anneal", anneal, ("cosine", "linear"))]
-    if type(three_phase) is not bool:
-        raise HyperparameterError(f"three_phase must be True or False, given {three_phase!r}")
+    checked_flag("three_phase", three_phase)
     share = checked_number("pct_start", pct_start)
     up = share * steps - 1
     turns = [0.0, up, 2 * share * steps - 2, steps - 1] if three_phase else [0.0, up, steps - 1]

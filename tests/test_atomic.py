@@ -210,7 +210,7 @@ def test_a_schedule_that_fails_is_asked_again():
 
     def schedule(k):
         asked.append(k)
-        if len(asked) == 3:
+        if asked.count(1) == 1 == k:
             raise OSError("a file")
         return 1.0
 
