@@ -1,16 +1,19 @@
-"""Where the constants of the CPU backend come from: serial or parallel, size of a tile, chunks for each thread.
+"""Where the constants of the CPU backend come from, and what the kernels of a tail cost to compile.
 
 ``python -m fastgd.bench.tuning`` measures on this machine and prints the tables of docs/performance.md.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -87,9 +90,43 @@ def cuts(rule: str, n: int, tiles: Sequence[int], chunks: Sequence[int], rounds:
     return [seconds[k : k + len(chunks)] for k in range(0, len(seconds), len(chunks))]
 
 
+TAILS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "max_norm": dict(max_norm=1.0),
+    "max_value": dict(max_value=1.0),
+    "ema_decay": dict(ema_decay=0.99),
+    "zero_grad": dict(zero_grad=True),
+    "max_norm, ema_decay, zero_grad": dict(max_norm=1.0, ema_decay=0.99, zero_grad=True),
+    "lookahead": dict(lookahead=(1, 0.5)),
+}
+
+
+def compilation(rule: str, tail: dict[str, Any]) -> tuple[int, float, float]:
+    """Count the kernels that a first step compiles: their number, seconds without the cache, and from the cache."""
+    seconds = []
+    with TemporaryDirectory() as folder:
+        for cache in ("0", folder, folder):  # without; filling it; from it
+            p, g = data(64, "float32")
+            optimizer = Optimizer(p, CASES[rule].build(), backend="numba", **tail)
+            cpu._KERNELS.clear()
+            with patch.dict(os.environ, {"FASTGD_CACHE": cache}):
+                start = time.perf_counter()
+                optimizer.step(g)
+                seconds.append(time.perf_counter() - start)
+    return len(cpu._KERNELS), seconds[0], seconds[2]
+
+
 def main() -> None:
     """Measure and print."""
     print(f"{available_threads()} threads, {layer()}\n")
+    compilation("gd", {})  # the compiler's own start
+    print(
+        "### Compiling a tail: adamw, float32\n\n| tail | kernels | compiled | from the cache |\n|---|---:|---:|---:|"
+    )
+    for name, tail in TAILS.items():
+        kernels, cold, warm = compilation("adamw", tail)
+        print(f"| {name} | {kernels} | {cold * 1e3:.0f} ms | {warm * 1e3:.1f} ms |")
+    print(flush=True)
     sizes = [1 << k for k in range(12, 21)]
     for rule, dtype in product(("sgd", "adamw"), ("float32", "float64")):
         print(f"### One thread or all: {rule}, {dtype}\n\n| elements | one | all | ratio |\n|---:|---:|---:|---:|")
