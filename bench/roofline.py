@@ -27,7 +27,7 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
     changed
         Arrays read and written: parameters and states.
     read
-        Arrays only read: the gradient. At least one.
+        Arrays only read: the gradient. Where there is none, the last of `changed` is added.
     threads
         As many as those of the step it is compared with. Below fastgd's own crossover it is serial.
 
@@ -48,7 +48,7 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
             f"        lo, hi = b * {_BLOCK}, min((b + 1) * {_BLOCK}, _a0.size)",
             *(f"        {name} = _{name}[lo:hi]" for name in names),
             "        for i in range(a0.size):",
-            f"            x = {' + '.join(f'{name}[i]' for name in names[len(changed) :])}",
+            f"            x = {' + '.join(f'{name}[i]' for name in names[len(changed) :] or names[-1:])}",
             *adds,
         ]
     )
@@ -62,5 +62,7 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
 
 
 def arrays(p: NDArray[Any], g: NDArray[Any], changed: int, read: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-    """Make the arrays of a sweep: p and zeros to be changed, g and copies of it to be read."""
+    """Make the arrays of a sweep: p and zeros to be changed, g and copies of it to be read; or g changed, the last."""
+    if read == 0:
+        return [p, *(np.zeros_like(p) for _ in range(changed - 2)), g], []
     return [p, *(np.zeros_like(p) for _ in range(changed - 1))], [g, *(g.copy() for _ in range(read - 1))]
