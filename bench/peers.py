@@ -85,8 +85,10 @@ def _fastgd(backend: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
 def _roof(case: Case, p: Array, g: Array, threads: int) -> Peer:
     from fastgd.bench.roofline import arrays, sweep
 
-    step = sweep(*arrays(p, g, *case.streams()), threads=threads)
-    return Peer(step, None, partial(np.copyto, g), consumes_gradient=bool(case.tail))
+    changed, read = arrays(p, g, *case.streams())
+    gradient = [*changed, *read][-1]
+    step = sweep(changed, read, threads=threads)
+    return Peer(step, None, partial(np.copyto, gradient), consumes_gradient=bool(case.tail))
 
 
 def _numpy(kind: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
