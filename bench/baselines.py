@@ -1,7 +1,7 @@
 """What people write in NumPy: each rule as in a textbook, and in place with one array of scratch.
 
 A baseline takes parameters, gradient and all hyperparameters of its rule, and returns a function that takes one step
-and gives the parameters. It reads the gradient anew at each step.
+and gives the parameters. It reads the gradient anew at each step. The tail is put around a baseline in place.
 """
 
 from __future__ import annotations
@@ -172,3 +172,24 @@ def _lion_in_place(p: Array, g: Array, *, lr: float, betas: tuple[float, float],
         return p
 
     return step
+
+
+def with_tail(
+    step: Step, p: Array, g: Array, *, max_norm: float, ema_decay: float, zero_grad: bool
+) -> tuple[Step, Array]:
+    """Clip before a step in place, average and zero behind it; give also the average."""
+    average, scratch = p.copy(), np.empty_like(p)
+
+    def whole() -> Array:
+        clip = max_norm / (math.sqrt(np.dot(g, g)) + 1e-6)
+        if clip < 1.0:
+            np.multiply(g, clip, out=g)
+        step()
+        np.subtract(p, average, out=scratch)
+        np.multiply(scratch, 1 - ema_decay, out=scratch)
+        np.add(average, scratch, out=average)
+        if zero_grad:
+            g.fill(0)
+        return p
+
+    return whole, average

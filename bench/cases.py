@@ -1,4 +1,4 @@
-"""The one table of what is compared: rule, hyperparameters, the peers that have the rule.
+"""The one table of what is compared: rule, hyperparameters, tail, tensors, the peers that have all that.
 
 It drives the check that precedes a timing and the timing itself, so what we claim to beat is what we claim to equal. A
 rule that is registered and not named here is measured too, at its defaults and without foreign peers.
@@ -6,8 +6,9 @@ rule that is registered and not named here is measured too, at its defaults and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastgd.kernels.rule import Rule, plan
 from fastgd.kernels.rules import RULES
+from fastgd.optimizer import Optimizer
 
 GRADIENT_FACTORS = (1.0, -0.5, 2.0)
 """Factors of the gradient at the checked steps: under a constant one Adam does not depend on its betas."""
@@ -27,11 +29,20 @@ PERIOD = 1 << 16
 
 _NUMPY = ("numpy-textbook", "numpy-inplace", "numexpr")
 _TORCH = ("torch-loop", "torch-foreach", "torch-fused")
+_ADAMW = dict(lr=1e-3, weight_decay=0.1)
+_TAIL = dict(max_norm=1.0, ema_decay=0.99, zero_grad=True)
+
+_WIDTH, _LAYERS = 768, 12
+_NORM = (_WIDTH, _WIDTH)  # weight, bias
+_ATTENTION = (3 * _WIDTH**2, 3 * _WIDTH, _WIDTH**2, _WIDTH)
+_MLP = (4 * _WIDTH**2, 4 * _WIDTH, 4 * _WIDTH**2, _WIDTH)
+GPT2 = (50257 * _WIDTH, 1024 * _WIDTH, *(_NORM + _ATTENTION + _NORM + _MLP) * _LAYERS, *_NORM)
+"""Sizes of the 148 tensors of GPT-2 small: 124 M elements."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A rule at the hyperparameters at which it is compared, and who else has it.
+    """A rule at the hyperparameters at which it is compared, what comes with it, and who else has all that.
 
     Attributes
     ----------
@@ -41,11 +52,25 @@ class Case:
         Hyperparameters; what is missing stands at the rule's default.
     peers
         Names of the foreign peers in `fastgd.bench.peers.PEERS`.
+    variant
+        What sets it apart from the rule by itself, in its name.
+    tail
+        Empty, or ``max_norm``, ``ema_decay`` and ``zero_grad=True`` of the optimizer: all three.
+    tensors
+        Sizes, in proportion, of the tensors that the elements are cut into.
     """
 
     rule: str
     hyper: Mapping[str, Any]
     peers: tuple[str, ...] = ()
+    variant: str = ""
+    tail: Mapping[str, Any] = field(default_factory=dict)
+    tensors: tuple[int, ...] = (1,)
+
+    @property
+    def name(self) -> str:
+        """Name in the table and in reports."""
+        return f"{self.rule}-{self.variant}" if self.variant else self.rule
 
     def build(self) -> Rule:
         """Make the rule."""
@@ -57,30 +82,40 @@ class Case:
         return {name: getattr(rule, name) for name in rule.hyperparameters()}
 
     def bytes_per_param(self, itemsize: int) -> int:
-        """Bytes that one step must read and write for each parameter."""
-        return plan(self.build()).bytes_per_param(itemsize)
+        """Bytes that one step must read and write for each parameter; a norm's read of the gradient is one more."""
+        one = np.zeros(1, f"f{itemsize}")
+        return Optimizer(one, self.build(), backend="numpy", **self.tail).bytes_per_param
+
+    def cut(self, a: NDArray[Any]) -> list[NDArray[Any]]:
+        """Give views of an array, one for each tensor; none is empty if there are as many elements."""
+        ends = np.cumsum(self.tensors)
+        ends = ends * (a.size - ends.size) // ends[-1] + np.arange(1, ends.size + 1)  # one for each, the rest shared
+        return np.split(a, ends[:-1])
 
     def streams(self) -> tuple[int, int]:
         """Count the arrays that a step reads and writes, and those that it only reads."""
-        sweeps = plan(self.build()).sweeps
+        sweeps = plan(self.build(), ema=bool(self.tail), zero_grad=bool(self.tail)).sweeps
         written = {a for s in sweeps for a in s.writes}
         return len(written), len({a for s in sweeps for a in s.reads} - written)
 
 
 _TABLE: dict[str, Case] = {
-    case.rule: case
+    case.name: case
     for case in (
         Case("gd", dict(lr=1e-3), (*_NUMPY, *_TORCH, "optax")),
         Case("sgd", dict(lr=1e-3, momentum=0.9), (*_NUMPY, *_TORCH, "optax")),
         Case("adam", dict(lr=1e-3), (*_NUMPY, *_TORCH, "optax", "deepspeed", "thinc")),
-        Case("adamw", dict(lr=1e-3, weight_decay=0.1), (*_NUMPY, *_TORCH, "optax", "deepspeed")),
+        Case("adamw", _ADAMW, (*_NUMPY, *_TORCH, "optax", "deepspeed")),
+        Case("adamw", _ADAMW, ("numpy-inplace", *_TORCH), "tail", _TAIL),
+        Case("adamw", _ADAMW, _TORCH, "gpt2", tensors=GPT2),
+        Case("adamw", _ADAMW, _TORCH, "tail-gpt2", _TAIL, GPT2),
         Case("lion", dict(lr=1e-3, weight_decay=0.1), (*_NUMPY, "optax", "deepspeed")),
         Case("lamb", dict(lr=1e-3, weight_decay=0.1), ("optax",)),
     )
 }
 
-CASES: dict[str, Case] = {name: _TABLE.get(name, Case(name, {})) for name in RULES}
-"""Every registered rule."""
+CASES: dict[str, Case] = {name: Case(name, {}) for name in RULES} | _TABLE
+"""Every registered rule by itself, then the variants."""
 
 
 def data(n: int, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -93,15 +128,21 @@ def data(n: int, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.resize(p.astype(dtype), n), np.resize(g.astype(dtype), n)
 
 
-def reference(case: Case, dtype: str, n: int) -> NDArray[np.float64]:
-    """Parameters after the checked steps in float64, from data rounded to `dtype`: one period of them."""
-    from fastgd.optimizer import Optimizer
+def reference(case: Case, dtype: str, n: int) -> tuple[NDArray[np.float64], ...]:
+    """One period of what the checked steps make of n elements, in float64 from data rounded to `dtype`.
 
+    The parameters; with a tail also their average and the gradient that is left.
+    """
     p, g = (a.astype(np.float64) for a in data(min(n, PERIOD), dtype))
-    optimizer = Optimizer(p, case.build(), backend="numpy")
+    tail = dict(case.tail)
+    max_norm = tail.pop("max_norm", math.inf)
+    optimizer = Optimizer(p, case.build(), backend="numpy", **tail)
+    whole, rest = divmod(n, PERIOD)  # the norm is that of all elements, the steps are taken with one period
+    norm = math.sqrt(whole * np.dot(g, g) + np.dot(g[:rest], g[:rest]))
     for factor in GRADIENT_FACTORS:
-        optimizer.step(factor * g)
-    return p
+        left = factor * g
+        optimizer.step(left, scale=min(1.0, max_norm / (abs(factor) * norm + 1e-6)))
+    return (p, optimizer.ema, left) if case.tail else (p,)
 
 
 def max_ulp(result: NDArray[Any], expected: NDArray[np.float64]) -> float:
@@ -111,7 +152,8 @@ def max_ulp(result: NDArray[Any], expected: NDArray[np.float64]) -> float:
     worst = 0.0
     for start in range(0, result.size, period):  # by parts: a float64 copy of the whole could be gigabytes
         part = result[start : start + period]
-        worst = max(worst, float(np.max(np.abs(part - expected[: part.size]) / unit[: part.size], initial=0.0)))
+        with np.errstate(over="ignore"):  # what should be zero may be more units away than there are numbers
+            worst = max(worst, float(np.max(np.abs(part - expected[: part.size]) / unit[: part.size], initial=0.0)))
         if not np.isfinite(part).all():
             return float("inf")
     return worst

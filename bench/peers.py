@@ -7,7 +7,7 @@ whose library is missing says so by the ImportError.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.bench.cases import Case
+from fastgd.flat import FlatParams, aligned_zeros
+from fastgd.optimizer import Optimizer
 
 Array = NDArray[Any]
 
@@ -32,8 +34,8 @@ class Peer:
     ----------
     step
         Takes one step and returns when it is done.
-    parameters
-        Gives the parameters as they are now, or None for the roof, which computes nothing.
+    results
+        Give what `fastgd.bench.cases.reference` gives, as it is now; None for the roof, which computes nothing.
     set_gradient
         Takes over the values of an array.
     consumes_gradient
@@ -41,34 +43,67 @@ class Peer:
     """
 
     step: Callable[[], object]
-    parameters: Callable[[], Array] | None
+    results: tuple[Callable[[], Array], ...] | None
     set_gradient: Callable[[Array], object]
     consumes_gradient: bool = False
 
 
-def _fastgd(backend: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
-    from fastgd.optimizer import Optimizer
+def _peer(
+    case: Case,
+    step: Callable[[], object],
+    parameters: Sequence[Array],
+    gradients: Sequence[Array],
+    averages: Sequence[Array] = (),
+) -> Peer:
+    """Make a peer that holds these tensors."""
 
-    optimizer = Optimizer(p, case.build(), backend=backend, threads=threads if backend == "numba" else None)
-    return Peer(partial(optimizer.step, g), lambda: p, partial(np.copyto, g))
+    def set_gradient(values: Array) -> None:
+        for own, part in zip(gradients, case.cut(values), strict=True):
+            np.copyto(own, part)
+
+    kept = (parameters, averages, gradients) if case.tail else (parameters,)
+    return Peer(step, tuple(partial(np.concatenate, a) for a in kept), set_gradient, consumes_gradient=bool(case.tail))
+
+
+def _fastgd(backend: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
+    def tensors(params: Any) -> list[Array]:
+        return list(params.values()) if isinstance(params, Mapping) else [params]
+
+    many = FlatParams({str(k): a for k, a in enumerate(case.cut(p))}) if len(case.tensors) > 1 else None
+    optimizer = Optimizer(
+        p if many is None else many,
+        case.build(),
+        backend=backend,
+        threads=threads if backend == "numba" else None,
+        **case.tail,
+    )
+    step = partial(optimizer.step, g if many is None else None)
+    gradient = g if many is None else many.grad
+    return _peer(case, step, tensors(optimizer.params), tensors(gradient), tensors(optimizer.ema))
 
 
 def _roof(case: Case, p: Array, g: Array, threads: int) -> Peer:
     from fastgd.bench.roofline import arrays, sweep
 
-    return Peer(sweep(*arrays(p, g, *case.streams()), threads=threads), None, partial(np.copyto, g))
+    changed, read = arrays(p, g, *case.streams())
+    gradient = [*changed, *read][-1]
+    step = sweep(changed, read, threads=threads)
+    return Peer(step, None, partial(np.copyto, gradient), consumes_gradient=bool(case.tail))
 
 
 def _numpy(kind: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
-    from fastgd.bench.baselines import IN_PLACE, TEXTBOOK
+    from fastgd.bench.baselines import IN_PLACE, TEXTBOOK, with_tail
 
     step = {"textbook": TEXTBOOK, "inplace": IN_PLACE}[kind][case.rule](p, g, **case.full())
+    average = p
+    if case.tail:
+        step, average = with_tail(step, p, g, **case.tail)
     latest = [p]
 
     def take() -> None:
         latest[0] = step()
 
-    return Peer(take, lambda: latest[0], partial(np.copyto, g))
+    return _peer(case, take, latest, [g], [average])
 
 
 def _numexpr(case: Case, p: Array, g: Array, threads: int) -> Peer:
@@ -109,25 +144,46 @@ def _numexpr(case: Case, p: Array, g: Array, threads: int) -> Peer:
         for target, text in lines:
             numexpr.evaluate(text, local_dict=given, global_dict={}, out=arrays[target])
 
-    return Peer(step, lambda: p, partial(np.copyto, g))
+    return _peer(case, step, [p], [g])
 
 
-def _torch_parameter(p: Array, g: Array, threads: int) -> tuple[Any, Any]:
+def _torch_parameters(parameters: list[Array], gradients: list[Array], threads: int) -> tuple[Any, list[Any]]:
     import torch
 
     torch.set_num_threads(threads)
-    parameter = torch.nn.Parameter(torch.from_numpy(p))
-    parameter.grad = torch.from_numpy(g)
-    return torch, parameter
+    made = [torch.nn.Parameter(torch.from_numpy(a)) for a in parameters]
+    for parameter, gradient in zip(made, gradients, strict=True):
+        parameter.grad = torch.from_numpy(gradient)
+    return torch, made
+
+
+def _own(tensors: list[Array]) -> list[Array]:
+    """Copy each into memory of its own, aligned as torch aligns: one array cut up is what nobody trains."""
+    made = [aligned_zeros(a.size, a.dtype) for a in tensors]
+    for own, a in zip(made, tensors, strict=True):
+        np.copyto(own, a)
+    return made
 
 
 def _torch(how: dict[str, bool], case: Case, p: Array, g: Array, threads: int) -> Peer:
-    torch, parameter = _torch_parameter(p, g, threads)
+    own, gradients = _own(case.cut(p)), _own(case.cut(g))
+    torch, parameters = _torch_parameters(own, gradients, threads)
     h = case.full()
     names = ("lr", "momentum", "betas", "eps", "weight_decay")
     kind = {"gd": "SGD", "sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[case.rule]
-    optimizer = getattr(torch.optim, kind)([parameter], **{n: h[n] for n in names if n in h}, **how)
-    return Peer(optimizer.step, lambda: p, partial(np.copyto, g))
+    optimizer = getattr(torch.optim, kind)(parameters, **{n: h[n] for n in names if n in h}, **how)
+    if not case.tail:
+        return _peer(case, optimizer.step, own, gradients)
+    averages = [a.detach().clone() for a in parameters]
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, case.tail["max_norm"])
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - case.tail["ema_decay"])  # as torch.optim.swa_utils does
+        optimizer.zero_grad(set_to_none=False)
+
+    return _peer(case, step, own, gradients, [a.numpy() for a in averages])
 
 
 def _optax(case: Case, p: Array, g: Array, threads: int) -> Peer:
@@ -163,25 +219,25 @@ def _optax(case: Case, p: Array, g: Array, threads: int) -> Peer:
     def set_gradient(values: Array) -> None:
         held[2] = jax.numpy.array(values)
 
-    return Peer(step, lambda: np.asarray(held[0]), set_gradient)
+    return Peer(step, (lambda: np.asarray(held[0]),), set_gradient)
 
 
 def _deepspeed(case: Case, p: Array, g: Array, threads: int) -> Peer:
     os.environ["DS_ACCELERATOR"] = "cpu"
     if p.dtype != np.float32:
         raise Unsupported("float32 only")
-    _, parameter = _torch_parameter(p, g, threads)
+    _, parameters = _torch_parameters([p], [g], threads)
     h = case.full()
     if case.rule == "lion":
         from deepspeed.ops.lion import DeepSpeedCPULion
 
-        optimizer = DeepSpeedCPULion([parameter], **h)
+        optimizer = DeepSpeedCPULion(parameters, **h)
     else:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         given = {name: h[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        optimizer = DeepSpeedCPUAdam([parameter], **given, adamw_mode=case.rule == "adamw")
-    return Peer(optimizer.step, lambda: p, partial(np.copyto, g))
+        optimizer = DeepSpeedCPUAdam(parameters, **given, adamw_mode=case.rule == "adamw")
+    return _peer(case, optimizer.step, [p], [g])
 
 
 def _thinc(case: Case, p: Array, g: Array, threads: int) -> Peer:
@@ -197,7 +253,7 @@ def _thinc(case: Case, p: Array, g: Array, threads: int) -> Peer:
     def step() -> None:
         latest[0], _ = optimizer((0, "p"), latest[0], g)
 
-    return Peer(step, lambda: latest[0], partial(np.copyto, g), consumes_gradient=True)
+    return Peer(step, (lambda: latest[0],), partial(np.copyto, g), consumes_gradient=True)
 
 
 PEERS: dict[str, Callable[[Case, Array, Array, int], Peer]] = {

@@ -38,8 +38,10 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     ):
         rows = list(group)
         own = next((r["seconds"] for r in rows if r["peer"] == "fastgd-numba"), None)
-        hyper = ", ".join(f"{k}={v}" for k, v in report["cases"][rule]["hyper"].items() if v is not False)
-        title = f"{rule} {dtype}, {size_text(n)} elements ({regime}); {hyper}"
+        case = {"tail": {}, "tensors": 1} | report["cases"][rule]  # older reports have neither
+        parts = (", ".join(f"{k}={v}" for k, v in case[of].items() if v is not False) for of in ("hyper", "tail"))
+        tensors = f" in {case['tensors']} tensors" if case["tensors"] > 1 else ""
+        title = f"{rule} {dtype}, {size_text(n)} elements{tensors} ({regime}); {'; '.join(filter(None, parts))}"
         made.append((title, [_cells(row, own, report["ulp_limit"]) for row in rows]))
     return made
 

@@ -48,9 +48,9 @@ def run(
     Parameters
     ----------
     rules : sequence of str, optional
-        Lower-case names in the registry; by default all.
+        Names in `fastgd.bench.cases.CASES`: rules in lower case, and variants such as ``adamw-tail``; by default all.
     sizes : sequence of int
-        Elements, each at least 1.
+        Elements, each at least 1, and at least as many as a variant has tensors.
     dtypes : sequence of {"float32", "float64"}
         Of parameters, gradient and state.
     backends : sequence of {"numba", "numpy"}
@@ -67,10 +67,10 @@ def run(
     Returns
     -------
     dict
-        ``schema``, ``machine`` (what it ran on), ``cases`` (hyperparameters and bytes by rule) and ``rows``. A row
-        has ``rule n dtype regime peer``; ``seconds`` (median of the rounds), ``iqr``, ``gbps`` (bytes that the rule
-        must move, by the time), ``roof_share`` and ``max_ulp``, the largest error against float64 in units in the
-        last place; or ``skipped``, why there are no figures.
+        ``schema``, ``machine`` (what it ran on), ``cases`` (hyperparameters, tail, number of tensors and bytes by
+        name) and ``rows``. A row has ``rule n dtype regime peer``, `rule` being the name; ``seconds`` (median of the
+        rounds), ``iqr``, ``gbps`` (bytes that the step must move, by the time), ``roof_share`` and ``max_ulp``, the
+        largest error against float64 in units in the last place; or ``skipped``, why there are no figures.
 
     Raises
     ------
@@ -84,9 +84,10 @@ def run(
     for backend in backends:
         if backend not in BACKENDS:
             raise BackendUnavailable(f"backend must be one of {', '.join(BACKENDS)}, given {backend!r}")
-    for what, number in [("size", n) for n in sizes] + [("rounds", rounds)]:
-        if number < 1:
-            raise HyperparameterError(f"{what} must be at least 1, given {number}")
+    least = {f"size of {name}": len(CASES[name].tensors) for name in names}
+    for what, number in [*product(least, sizes), ("rounds", rounds)]:
+        if number < least.get(what, 1):
+            raise HyperparameterError(f"{what} must be at least {least.get(what, 1)}, given {number}")
     from fastgd.kernels.cpu_threads import available_threads
 
     count = available_threads(threads)
@@ -109,7 +110,7 @@ def run(
     return {
         "schema": SCHEMA,
         "machine": machine,
-        "cases": {c.rule: {"hyper": c.full(), "float32_bytes": c.bytes_per_param(4)} for c, *_ in plans},
+        "cases": {case.name: _shown(case) for case, *_ in plans},
         "ulp_limit": ULP_LIMIT,
         "rows": rows,
     }
@@ -176,6 +177,15 @@ def _taking_part(case: Case, backends: Sequence[str], peers: Sequence[str] | Non
     return [name for name in ("roof", *own, *case.peers) if peers is None or name in peers or name in own]
 
 
+def _shown(case: Case) -> dict[str, Any]:
+    return {
+        "hyper": case.full(),
+        "tail": dict(case.tail),
+        "tensors": len(case.tensors),
+        "float32_bytes": case.bytes_per_param(4),
+    }
+
+
 class _Ticker:
     """Counts turns and tells the caller."""
 
@@ -191,14 +201,14 @@ class _Ticker:
 def _measure(
     case: Case, n: int, dtype: str, workers: list[Worker], rounds: int, tick: _Ticker, machine: dict[str, Any]
 ) -> list[Row]:
-    """Measure one rule at one size; peers that do not fit in memory together come in turns, the roof in each."""
-    title = f"{case.rule} {n} {dtype}"
+    """Measure one case at one size; peers that do not fit in memory together come in turns, the roof in each."""
+    title = f"{case.name} {n} {dtype}"
     samples: dict[str, list[float]] = {w.peer: [] for w in workers}
     opened: dict[str, dict[str, Any]] = {}
     for batch in _batches(workers, n * _ITEMSIZE[dtype]):
         tick(f"{title}: checking")
         for worker in batch:
-            worker.ask(do="open", rule=case.rule, n=n, dtype=dtype)
+            worker.ask(do="open", rule=case.name, n=n, dtype=dtype)
         for worker in batch:
             opened[worker.peer] = worker.answer()
             machine["threading_layer"] = opened[worker.peer].get("threading_layer") or machine["threading_layer"]
@@ -221,9 +231,9 @@ def _measure(
     changed, read = case.streams()
     rows: list[Row] = []
     for name, times in samples.items():
-        # the roof passes once over the arrays, a rule that sums before it moves does so more often
+        # the roof passes once over the arrays, a step that sums before it moves does so more often
         per_param = itemsize * (2 * changed + read) if name == "roof" else case.bytes_per_param(itemsize)
-        row: Row = {"rule": case.rule, "n": n, "dtype": dtype, "regime": regime(n), "peer": name}
+        row: Row = {"rule": case.name, "n": n, "dtype": dtype, "regime": regime(n), "peer": name}
         rows.append(row | _figures(times, n * per_param, opened[name]))
     roof = next((row["gbps"] for row in rows if row["peer"] == "roof"), None)
     for row in rows:

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from fastgd.bench.cases import CASES, data
+from fastgd.kernels.rules import RULES
 from fastgd.optimizer import Optimizer
 
 
 @pytest.mark.parametrize("n", [4096, 1 << 17])
-@pytest.mark.parametrize("rule", CASES)
+@pytest.mark.parametrize("rule", RULES)
 def test_step(benchmark: Any, rule: str, n: int) -> None:
     p, g = data(n, "float32")
     optimizer = Optimizer(p, CASES[rule].build(), backend="numba")

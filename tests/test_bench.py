@@ -1,13 +1,14 @@
 """The benchmark measures what it says: baselines equal the rules, absent peers are named, every row is shown."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastgd.bench import cases, worker
-from fastgd.bench.baselines import IN_PLACE, TEXTBOOK
-from fastgd.bench.cases import CASES, GRADIENT_FACTORS, ULP_LIMIT, data, max_ulp, reference
+from fastgd.bench.baselines import IN_PLACE, TEXTBOOK, with_tail
+from fastgd.bench.cases import CASES, GPT2, GRADIENT_FACTORS, PERIOD, ULP_LIMIT, data, max_ulp, reference
 from fastgd.bench.peers import PEERS
 from fastgd.bench.report import COLUMNS, markdown, size_text, tables, time_text, write_json
 from fastgd.bench.run import regime, run, throughput
@@ -17,15 +18,43 @@ from fastgd.optimizer import Optimizer
 
 ROW = {"rule", "n", "dtype", "regime", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
 N = 1000
+VARIANTS = [name for name, case in CASES.items() if case.variant]
 
 
 def test_every_rule_has_a_row_and_every_row_a_rule():
-    assert set(cases._TABLE) <= set(RULES)
-    assert set(CASES) == set(RULES)
+    assert {name for name, case in CASES.items() if not case.variant} == set(RULES)
+    assert {case.rule for case in CASES.values()} == set(RULES)
+    assert all(name == case.name for name, case in CASES.items())
     assert {name for case in CASES.values() for name in case.peers} <= set(PEERS)
-    for rule, case in CASES.items():
-        assert ("numpy-textbook" in case.peers) == (rule in TEXTBOOK)
-        assert ("numpy-inplace" in case.peers) == (rule in IN_PLACE)
+    for rule in RULES:
+        assert ("numpy-textbook" in CASES[rule].peers) == (rule in TEXTBOOK)
+        assert ("numpy-inplace" in CASES[rule].peers) == (rule in IN_PLACE)
+
+
+def test_variants_differ_in_what_their_names_say():
+    assert VARIANTS == ["adamw-tail", "adamw-gpt2", "adamw-tail-gpt2"]
+    for name in VARIANTS:
+        case = CASES[name]
+        assert case.full() == CASES["adamw"].full()
+        assert dict(case.tail) == (dict(max_norm=1.0, ema_decay=0.99, zero_grad=True) if "tail" in name else {})
+        assert case.tensors == (GPT2 if "gpt2" in name else (1,))
+
+
+@pytest.mark.parametrize("n", [148, 149, N, 4096, 1 << 20, sum(GPT2), 1 << 30])
+def test_gpt2_is_148_tensors_that_sum_to_n(n):
+    sizes = [a.size for a in CASES["adamw-gpt2"].cut(np.broadcast_to(np.float32(0), n))]
+    assert len(sizes) == 148 and sum(sizes) == n and min(sizes) >= 1
+    np.testing.assert_allclose(sizes, np.array(GPT2) * n / sum(GPT2), atol=2, rtol=149 / n)
+
+
+def test_gpt2_has_124_million_elements():
+    assert sum(GPT2) == 124_439_808
+
+
+def test_one_tensor_is_the_array():
+    p, _ = data(1, "float32")
+    (whole,) = CASES["adamw"].cut(p)
+    assert whole.size == 1 and np.shares_memory(whole, p)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -49,7 +78,8 @@ def test_in_place_baseline_allocates_no_array():
     import tracemalloc
 
     for rule, baseline in IN_PLACE.items():
-        step = baseline(*data(1 << 16, "float32"), **CASES[rule].full())
+        p, g = data(1 << 16, "float32")
+        step, _ = with_tail(baseline(p, g, **CASES[rule].full()), p, g, **CASES["adamw-tail"].tail)
         step()
         tracemalloc.start()
         step()
@@ -62,12 +92,18 @@ def test_streams_and_bytes_agree(rule):
     changed, read = CASES[rule].streams()
     once = 4 * (2 * changed + read)
     bytes_per_param = CASES[rule].bytes_per_param(4)
-    assert bytes_per_param == once if CASES[rule].build().stages() == ("update",) else bytes_per_param > once
+    if CASES[rule].tail:
+        assert bytes_per_param == once + 4  # the norm reads the gradient first
+    else:
+        assert bytes_per_param == once if CASES[rule].build().stages() == ("update",) else bytes_per_param > once
 
 
 def test_adamw_moves_28_bytes():
     assert CASES["adamw"].bytes_per_param(4) == 28
     assert CASES["adamw"].streams() == (3, 1)
+    assert CASES["adamw-tail"].bytes_per_param(4) == 44
+    assert CASES["adamw-tail"].bytes_per_param(8) == 88
+    assert CASES["adamw-tail"].streams() == (5, 0)
 
 
 def test_data_repeat_and_so_does_the_reference():
@@ -76,7 +112,65 @@ def test_data_repeat_and_so_does_the_reference():
     optimizer = Optimizer(p, CASES["adamw"].build(), backend="numpy")
     for factor in GRADIENT_FACTORS:
         optimizer.step(np.float32(factor) * g)
-    assert 0 < max_ulp(p, reference(CASES["adamw"], "float32", n)) < 4
+    (expected,) = reference(CASES["adamw"], "float32", n)
+    assert 0 < max_ulp(p, expected) < 4
+
+
+@pytest.mark.parametrize("n", [5, N, 2 * PERIOD, 2 * PERIOD + 5])
+def test_reference_clips_by_the_norm_of_all_elements(n):
+    case = CASES["adamw-tail"]
+    p, g = data(n, "float64")
+    m, v, average = np.zeros(n), np.zeros(n), p.copy()
+    for t, factor in enumerate(GRADIENT_FACTORS, 1):
+        h = factor * g
+        h *= min(1.0, 1.0 / (np.linalg.norm(h) + 1e-6))
+        m, v = 0.9 * m + 0.1 * h, 0.999 * v + 0.001 * h * h
+        p -= 1e-3 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.1 * p)
+        average += 0.01 * (p - average)
+    for found, whole in zip(reference(case, "float64", n), (p, average, np.zeros(n)), strict=True):
+        assert max_ulp(whole, found) < 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [N, PERIOD + 5])
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [(name, peer) for name in VARIANTS for peer in ("fastgd-numba", "fastgd-numpy", *CASES[name].peers)],
+)
+def test_peers_of_variants_equal_the_reference(name, peer, n, dtype):
+    if peer.startswith("torch"):
+        pytest.importorskip("torch")
+    made, reply = worker._open({"peer": peer, "rule": name, "n": n, "dtype": dtype}, 1)
+    assert reply.get("skipped") is None
+    assert reply["max_ulp"] < 8
+    assert len(made.results) == (3 if CASES[name].tail else 1)
+    assert made.consumes_gradient == bool(CASES[name].tail)
+
+
+@pytest.mark.parametrize(
+    ("part", "without"), [("max_norm", 1e30), ("ema_decay", np.nextafter(1.0, 0.0)), ("zero_grad", False)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_peer_that_forgets_a_part_of_the_tail_is_wrong(part, without, dtype, monkeypatch):
+    def forgetful(case, *arguments):
+        return PEERS["fastgd-numpy"](replace(case, tail={**case.tail, part: without}), *arguments)
+
+    monkeypatch.setitem(PEERS, "torch-fused", forgetful)
+    _, reply = worker._open({"peer": "torch-fused", "rule": "adamw-tail-gpt2", "n": N, "dtype": dtype}, 1)
+    assert reply["max_ulp"] > ULP_LIMIT
+
+
+def test_each_timed_step_has_a_gradient():
+    seen = []
+    peer, _ = worker._open({"peer": "fastgd-numpy", "rule": "adamw-tail-gpt2", "n": N, "dtype": "float32"}, 1)
+    _, g = data(N, "float32")
+
+    def step():
+        seen.append(peer.results[2]())
+        peer.step()
+
+    worker._time(replace(peer, step=step), 1e-3, g)
+    assert len(seen) > 3 and all(np.array_equal(h, g) for h in seen)
 
 
 def test_max_ulp_counts_units_and_never_passes_nan():
@@ -131,6 +225,21 @@ def test_run_reports_every_peer(report):
 def test_report_survives_json(report, tmp_path):
     write_json(report[0], tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report[0]))
+
+
+def test_report_names_tail_and_tensors():
+    made = run(("adamw-tail-gpt2",), (N,), backends=("numba",), threads=1, peers=("roof",), rounds=1)
+    assert [(r["rule"], r["peer"], r["skipped"]) for r in made["rows"]] == [
+        ("adamw-tail-gpt2", "roof", None),
+        ("adamw-tail-gpt2", "fastgd-numba", None),
+    ]
+    assert all(set(row) == ROW for row in made["rows"])
+    case = made["cases"]["adamw-tail-gpt2"]
+    assert (case["hyper"]["weight_decay"], case["tensors"], case["float32_bytes"]) == (0.1, 148, 44)
+    assert case["tail"] == dict(max_norm=1.0, ema_decay=0.99, zero_grad=True)
+    ((title, _),) = tables(made)
+    assert title.startswith("adamw-tail-gpt2 float32, 1000 elements in 148 tensors (small); lr=0.001, ")
+    assert title.endswith("; max_norm=1.0, ema_decay=0.99, zero_grad=True")
 
 
 def test_markdown_shows_every_row_and_the_machine(report):
@@ -189,7 +298,12 @@ def test_skipped_and_wrong_rows_are_shown():
     ("arguments", "error", "message"),
     [
         (dict(rules=("adamw", "madam")), HyperparameterError, "rule must be one of .*, given 'madam'"),
-        (dict(sizes=(0,)), HyperparameterError, "size must be at least 1, given 0"),
+        (dict(rules=("gd",), sizes=(0,)), HyperparameterError, "size of gd must be at least 1, given 0"),
+        (
+            dict(rules=("gd", "adamw-gpt2"), sizes=(147,)),
+            HyperparameterError,
+            "size of adamw-gpt2 must be at least 148, given 147",
+        ),
         (dict(rounds=0), HyperparameterError, "rounds must be at least 1, given 0"),
         (dict(dtypes=("int8",)), HyperparameterError, "dtype must be one of float32, float64, given 'int8'"),
         (dict(peers=("roof", "cython")), HyperparameterError, "peer must be one of .*, given 'cython'"),

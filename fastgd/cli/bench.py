@@ -14,7 +14,9 @@ _FULL = ("4k,1M,64M", "all", 9)
 
 
 def bench(
-    rules: Annotated[str, typer.Option(help="Rules by lower-case name, or all.")] = "adamw,sgd",
+    rules: Annotated[
+        str, typer.Option(help="Rules by lower-case name, variants such as adamw-tail, or all.")
+    ] = "adamw,sgd",
     sizes: Annotated[
         str | None, typer.Option(help=f"Elements; k, M, G are powers of 1024; by default {_FULL[0]}.")
     ] = None,
