@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastgd.kernels.rule import Rule, plan
 from fastgd.kernels.rules import RULES
+from fastgd.kernels.tail import Tail
 from fastgd.optimizer import Optimizer
 
 GRADIENT_FACTORS = (1.0, -0.5, 2.0)
@@ -94,7 +95,7 @@ class Case:
 
     def streams(self) -> tuple[int, int]:
         """Count the arrays that a step reads and writes, and those that it only reads."""
-        sweeps = plan(self.build(), ema=bool(self.tail), zero_grad=bool(self.tail)).sweeps
+        sweeps = plan(self.build(), Tail("ema", zero_grad=True) if self.tail else Tail()).sweeps
         written = {a for s in sweeps for a in s.writes}
         return len(written), len({a for s in sweeps for a in s.reads} - written)
 

@@ -38,6 +38,7 @@ class SweepOnArrays(Protocol):
     def prepare(self) -> None: ...  # noqa: D102
     def resume(self) -> None: ...  # noqa: D102
     def sums(self) -> NDArray[np.float64]: ...  # noqa: D102
+    def total(self) -> NDArray[np.float64]: ...  # noqa: D102
 
 
 def backends() -> dict[str, Status]:

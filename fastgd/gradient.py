@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 
 from fastgd.backend import SweepOnArrays
-from fastgd.kernels.blocks import tree_sum
 from fastgd.kernels.errors import NonFiniteError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.tail import gradient_norm, nonfinite_count
@@ -96,7 +95,7 @@ class GradientCheck:
     def _total(self, sweep: SweepOnArrays, factor: float) -> float:
         self._factor[0, 0] = factor
         sweep.run()
-        return float(tree_sum(sweep.sums())[0])
+        return float(sweep.total()[0])
 
     def _first_nonfinite(self, factor: float) -> str:
         assert self._gradients is not None

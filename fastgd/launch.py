@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import SweepOnArrays
-from fastgd.kernels.blocks import tree_sum
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.reference import compile_text
 from fastgd.kernels.rule import Plan, Rule, prepare_arguments, state_name
@@ -183,9 +182,7 @@ class Launch:
         """Make the scalars of the last sweep from the sums; the same again if it is done twice."""
         combine, last = self.plan.combine, self.plan.sweeps[-1]
         assert combine is not None and self._combine is not None
-        sums = self.sweeps[0].sums()
-        if not self._per_segment:
-            sums = tree_sum(sums)[None]
+        sums = self.sweeps[0].sums() if self._per_segment else self.sweeps[0].total()[None]
         terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True))
         rows = self._group_of if self._per_segment else slice(None)
         scalars = {

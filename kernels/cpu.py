@@ -35,8 +35,9 @@ CROSSOVER = 1 << 21  # bytes read and written from which two threads are faster 
 CHUNKS_PER_THREAD = 8  # more than one, so that a layer that steals work can balance a busy core
 
 # Cells of a control block, int64: addresses of the arrays below, and their lengths.
-ADDRESSES, ROWS, TABLE, CUTS, SCRATCH, BLOCK_SUMS, FIRST, SUMS, SEGMENTS, ROW_COUNT, TILES, CUT_COUNT, RUNS = range(13)
-CELLS = 13
+ADDRESSES, ROWS, TABLE, CUTS, SCRATCH, BLOCK_SUMS, FIRST, SUMS, TOTAL = range(9)
+SEGMENTS, ROW_COUNT, TILES, CUT_COUNT, RUNS = range(9, 14)
+CELLS = 14
 
 # ---- the loops written by hand -----------------------------------------------------------------------------------
 # `_tile`, the scalar type `_T` and the counts `_A`, `_S` and `_K` of arrays, scalars and sums are put in by
@@ -86,6 +87,10 @@ def _sweep_sums(control):  # type: ignore[no-untyped-def]
             t = table[b]
             _tile(addresses[t[3]], rows[t[2]], t[0], t[1], lanes[k], block_sums, t[4])  # type: ignore[name-defined]  # noqa: F821
     _add_blocks(block_sums, first, sums)
+    total = carray(_pointer(c[TOTAL], np.float64), (c[SEGMENTS], _K))  # type: ignore[name-defined]  # noqa: F821
+    total[:] = sums
+    for k in range(_K):  # type: ignore[name-defined]  # noqa: F821
+        _tree(total, 0, c[SEGMENTS], k)
     c[RUNS] += 1
 
 
@@ -100,21 +105,23 @@ def _fold(lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(**FLAGS)
+def _tree(sums, base, n, k):  # type: ignore[no-untyped-def]
+    """Add `n` numbers of column `k` from `base` on by the pairwise tree of `blocks.tree_sum`; they are overwritten."""
+    while n > 1:
+        for j in range(n // 2):
+            sums[base + j, k] = sums[base + 2 * j, k] + sums[base + 2 * j + 1, k]
+        if n % 2:
+            sums[base + n // 2, k] = sums[base + n - 1, k]
+        n = (n + 1) // 2
+
+
+@njit(**FLAGS)
 def _add_blocks(sums, first, out):  # type: ignore[no-untyped-def]
-    """Add the block sums of each segment by the pairwise tree of `blocks.tree_sum`; overwrites `sums`."""
+    """Add the block sums of each segment; `sums` are overwritten."""
     for s in range(out.shape[0]):
         for k in range(out.shape[1]):
-            n = first[s + 1] - first[s]
-            base = first[s]
-            out[s, k] = 0.0
-            while n > 1:
-                for j in range(n // 2):
-                    sums[base + j, k] = sums[base + 2 * j, k] + sums[base + 2 * j + 1, k]
-                if n % 2:
-                    sums[base + n // 2, k] = sums[base + n - 1, k]
-                n = (n + 1) // 2
-            if n == 1:
-                out[s, k] = sums[base, k]
+            _tree(sums, first[s], first[s + 1] - first[s], k)
+            out[s, k] = sums[first[s], k] if first[s] < first[s + 1] else 0.0
 
 
 # ---- the printed part --------------------------------------------------------------------------------------------
@@ -272,6 +279,7 @@ class CpuSweep:
         first = block_counts(sizes)
         block_sums = np.zeros((first[-1] if sweep.sums else 0, len(sweep.sums)))
         self._sums = np.zeros((len(sizes), len(sweep.sums)))
+        self._total = np.zeros((max(1, len(sizes)), len(sweep.sums)))  # in the first row, when all is added
         self._control = np.zeros(CELLS, np.int64)
         lanes = np.zeros((len(cuts) - 1, len(sweep.sums), LANES), scalars.dtype)
         self._held = (
@@ -283,6 +291,7 @@ class CpuSweep:
             block_sums,
             first,
             self._sums,
+            self._total,
         )  # in the cells' order
         for cell, array in enumerate(self._held):
             self._control[cell] = array.ctypes.data
@@ -338,3 +347,8 @@ class CpuSweep:
     def sums(self) -> NDArray[np.float64]:
         """Give the sums of the last run, float64, of shape (segments, terms)."""
         return self._sums
+
+    def total(self) -> NDArray[np.float64]:
+        """Give the sums of the last run over all segments, float64, of shape (terms,)."""
+        total: NDArray[np.float64] = self._total[0]
+        return total

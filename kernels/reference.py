@@ -82,6 +82,10 @@ class NumpySweep:
         """Give the sums of the last run, float64, of shape (segments, terms)."""
         return self._sums
 
+    def total(self) -> NDArray[np.float64]:
+        """Give the sums of the last run over all segments, float64, of shape (terms,)."""
+        return tree_sum(self._sums)
+
     def _compute(self) -> list[tuple[NDArray[Any], Any]]:
         """Compute new values, each with the place it goes to."""
         computed: list[tuple[NDArray[Any], Any]] = []

@@ -114,3 +114,6 @@ class CxxSweep:
     def sums(self):
         parts = [self.blocks[a:b] for a, b in zip(self.first[:-1], self.first[1:], strict=True)]
         return np.array([tree_sum(p) for p in parts])
+
+    def total(self):
+        return tree_sum(self.sums())
