@@ -47,7 +47,7 @@ def sweep(rule: str, n: int, dtype: str, setting: Setting) -> Callable[[], None]
     with constants(setting):
         optimizer = Optimizer(p, CASES[rule].build(), backend="numba")
         optimizer.step(g)
-    chosen = optimizer._program.launches[0].sweeps[0]
+    chosen = optimizer._layout.program.launches[0].sweeps[0]
 
     def run(keep: Any = (p, g, optimizer)) -> None:
         chosen.run()

@@ -7,28 +7,24 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.accumulation import Accumulator
 from fastgd.backend import resolve, sweep_maker
 from fastgd.checks import checked_number
-from fastgd.flat import aligned_zeros
-from fastgd.gradient import GradientCheck
 from fastgd.groups import Changes, Group
-from fastgd.health import DryRun, Report, thresholds
+from fastgd.health import Report, thresholds
 from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
-from fastgd.kernels.rule import Rule, plan
+from fastgd.kernels.rule import Rule
 from fastgd.kernels.tail import gradient_norm
-from fastgd.program import Program
+from fastgd.layout import Layout, Terms
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked
-from fastgd.targets import Arrays, Targets
+from fastgd.targets import Arrays
 
 _NOTHING: Any = object()  # no gradients bound yet; None stands for the parameters' own
 
@@ -38,7 +34,7 @@ _ALIVE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 def _after_fork() -> None:
     for optimizer in _ALIVE:  # another thread of the parent may have been in a step: its mark stands, its lock must not
         optimizer._lock = threading.RLock()
-        for program in optimizer._programs:
+        for program in optimizer._layout.programs:
             program.runs = []  # parallel kernels give way to serial ones, before the next step writes
 
 
@@ -111,27 +107,6 @@ class Optimizer:
     _schedules: Mapping[str, Callable[[int], Any]] = MappingProxyType({})
     """Schedules for all groups that have no value of their own; set before construction."""
 
-    # What hangs on the parameters and their groups; `_laid_out` makes it, anew when a group is added.
-    ema: Any
-    _targets: Targets
-    _groups: tuple[Group, ...]
-    _rules: list[Rule]
-    _options: list[dict[str, object]]
-    _started_at: list[int]  # value of t at which a group had taken no step
-    _counted_from: int  # value of t at which the sweeps had not run
-    _begun: int  # the step whose writing was begun: other than t where it did not end
-    _programs: tuple[Program, ...] = ()  # under the tail that moves the average, and the one that does not
-    _program: Program
-    _states: Mapping[str, NDArray[Any]] = MappingProxyType({})
-    _copies: Sequence[Any] = ()  # the average, a form for each group with parameters
-    _ema: Arrays | None
-    _check: GradientCheck | None
-    _accumulator: Accumulator | None
-    _dry_run: DryRun | None
-    _gradients: Arrays | None
-    _given: Any  # gradients of the last step, and the objects they consist of
-    _leaves: list[Any]
-
     def __init__(
         self,
         params: Any,
@@ -161,166 +136,27 @@ class Optimizer:
             on_nonfinite=on_nonfinite,
             zero_grad=zero_grad,
         )
-        self.params = params
         self.backend = resolve(backend)
         self._threads = threads
         self._rule = rule
         self._rule_class = type(rule)
         self._names = rule.hyperparameters()
-        self._make = sweep_maker(self.backend, threads)
         self._lock = threading.RLock()  # a schedule may ask for the state
-
-        single = not is_group_list(params)
-        given = [{"params": params}] if single else params
-        self._built_from = params, len(given)  # for a copy; more groups may follow
         self._changes = Changes()
-        groups = tuple(Group.of(g, rule, i, self._changes, self._schedules) for i, g in enumerate(given))
-        rules = [group.read_first(rule, i, 0) for i, group in enumerate(groups)]
-        targets = Targets.of(given, single)
-        self._largest = float(np.finfo(targets.dtype).max)
-        if max_value is not None and self._settings.max_value > self._largest:  # type: ignore[operator]
-            raise HyperparameterError(f"max_value must be a number that {targets.dtype} holds, given {max_value!r}")
+        terms = Terms(rule, self._schedules, self._settings, sweep_maker(self.backend, threads), self._changes)
+        self._layout = Layout.of(params, terms)
+        self._built_from = params, len(self._layout.groups)  # for a copy; more groups may follow
+        dtype = self._layout.targets.dtype
+        self._largest = float(np.finfo(dtype).max)
+        if (self._settings.max_value or 0.0) > self._largest:
+            raise HyperparameterError(f"max_value must be a number that {dtype} holds, given {max_value!r}")
         self._t = 0
+        self._begun = 0  # the step whose writing was begun: other than t where it did not end
         self._tail = {"gscale": 1.0, "gmax": self._settings.max_value or 0.0, "ema_c": self._settings.share(0)}
-        vars(self).update(self._laid_out(targets, groups, rules, [0] * len(groups)))
+        self._gradients: Arrays | None = None
+        self._given: Any = _NOTHING  # gradients of the last step, and the objects they consist of
+        self._leaves: list[Any] = []
         _ALIVE.add(self)
-
-    # ---- construction
-
-    def _laid_out(
-        self, targets: Targets, groups: Sequence[Group], rules: list[Rule], started_at: list[int]
-    ) -> dict[str, Any]:
-        """Make all that hangs on the parameters and their groups; what there is of an earlier layout is taken over."""
-        programs = tuple(Program(rules, partial(plan, tail=tail), targets, self._make) for tail in self._settings.tails)
-        states = self._started_states(programs[0], targets)
-        copies: list[Any] = []
-        ema: Any = None
-        average: Arrays | None = None
-        if self._settings.averages:
-            copies = targets.copies(self._copies)
-            ema, average = targets.of_copies(copies)
-            targets.take("ema", average.arrays)
-            programs[0].bind("ema", average)
-        for program in programs:
-            program.bind("p", targets.parameters)
-            program.bind_states(states, targets)
-            program.share_scalars(programs[0])
-        check = None
-        if self._settings.max_norm is not None or self._settings.on_nonfinite != "propagate":
-            check = GradientCheck(targets, self._make, self._settings.max_norm, self._settings.on_nonfinite)
-        return {
-            "ema": ema,
-            "_targets": targets,
-            "_groups": tuple(groups),
-            "_rules": rules,
-            "_options": [rule.options() for rule in rules],
-            "_started_at": started_at,
-            "_counted_from": self._t,
-            "_begun": self._t,
-            "_programs": programs,
-            "_program": programs[0],
-            "_states": states,
-            "_copies": copies,
-            "_ema": average,
-            "_check": check,
-            "_accumulator": None,
-            "_dry_run": None,
-            "_gradients": None,
-            "_given": _NOTHING,
-            "_leaves": [],
-        }
-
-    def _started_states(self, program: Program, targets: Targets) -> dict[str, NDArray[Any]]:
-        """Make the state arrays; those of an earlier layout go on, the others start."""
-        before = self._programs[0].launches if self._programs else []
-        kept = {(name, s) for launch in before for name in launch.states.values() for s in launch.segments}
-        parameters = targets.views(targets.parameters)
-        states: dict[str, NDArray[Any]] = {}
-        for launch in program.launches:
-            for short, name in launch.states.items():
-                if name not in states:
-                    states[name] = aligned_zeros(targets.extent, targets.dtype)
-                    targets.take(f"the state {name!r}", [states[name]])
-                    if name in self._states:
-                        states[name][: self._states[name].size] = self._states[name]
-                start = launch.plan.start.get(short, 0.0)
-                for s in launch.segments:
-                    if (name, s) not in kept:
-                        segment = targets.segments[s]
-                        part = states[name][segment.offset : segment.offset + segment.size]
-                        part[:] = parameters[s] if isinstance(start, str) else start  # "p": a copy
-        return states
-
-    def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add a group of parameters, between any two steps.
-
-        Parameters
-        ----------
-        group : dict
-            As at construction: hyperparameters, those missing being the optimizer's, beside either ``params``, new
-            arrays, which take their first step at the next one; or ``match``, a name pattern or several, which takes
-            arrays, with their states and their number of steps, from the groups that they are in.
-
-        Raises
-        ------
-        ArrayError
-            For parameters that cannot be updated, of another dtype, or that are there already; a pattern that fits
-            none; and while gradients wait in `accumulate`.
-        HyperparameterError
-            For a value out of range, and arrays from groups that have taken different numbers of steps.
-
-        Notes
-        -----
-        A refused group changes nothing. With new ``params`` an optimizer of one form becomes one of a list of groups:
-        `params`, `ema` and the gradients have one entry for each group that has parameters of its own. The arrays of
-        `state` and the values of `param_groups` are replaced.
-        """
-        with self._lock:
-            self._settle()
-            if not isinstance(group, Mapping):
-                raise HyperparameterError(f"group must be a dict with params or match, given {group!r}")
-            if self.accumulated:
-                raise ArrayError(
-                    f"a group must be added between steps, given one with {self.accumulated} gradients accumulated: "
-                    "step() or zero_grad() first"
-                )
-            index = len(self._groups)
-            added = Group.of(group, self._rule, index, self._changes, self._schedules)
-            targets = self._targets.with_group(group, index)
-            came_from = [g for g, now in zip(self._targets.group, targets.group, strict=False) if now == index]
-            starts = {self._started_at[g] for g in came_from} or {self._t}
-            if len(starts) > 1:
-                taken = ", ".join(str(self._t - start) for start in sorted(starts, reverse=True))
-                raise HyperparameterError(
-                    f"group {index}: its arrays must come from groups of the same number of steps, given {taken}"
-                )
-            (start,) = starts
-            rules = [*self._rules, added.read_first(self._rule, index, self._t - start)]
-            new = self._laid_out(targets, [*self._groups, added], rules, [*self._started_at, start])
-            scalars = {key: value for launch in self._programs[0].launches for key, value in launch.scalars().items()}
-            scalars |= self._inherited(scalars, came_from, index)
-            for launch in new["_programs"][0].launches:
-                launch.take_scalars(scalars)
-            if self._check is not None:
-                new["_check"].norm = self._check.norm
-            if "params" in group:
-                given = self.params if is_group_list(self.params) else [{"params": self.params}]
-                new["params"] = [*given, dict(group)]
-            vars(self).update(new)  # at once: Ctrl-C leaves the old layout or the new one
-
-    def _inherited(
-        self, scalars: Mapping[tuple[str, str, int], float], came_from: Sequence[int], index: int
-    ) -> dict[tuple[str, str, int], float]:
-        """Numbers that a group takes over with its arrays from the groups in which they were."""
-        found: dict[tuple[str, str, int], float] = {}
-        for (name, kind, owner), value in scalars.items():
-            if kind == "group" and owner in came_from:
-                if found.setdefault((name, kind, index), value) != value:
-                    raise HyperparameterError(
-                        f"group {index}: its arrays must come from groups with the same {name}, "
-                        f"given {found[name, kind, index]!r} and {value!r}"
-                    )
-        return found
 
     # ---- what can be asked
 
@@ -330,9 +166,19 @@ class Optimizer:
         return self._t
 
     @property
+    def params(self) -> Any:
+        """The parameters as given."""
+        return self._layout.params
+
+    @property
+    def ema(self) -> Any:
+        """Averaged parameters in the form of params, or None."""
+        return self._layout.ema
+
+    @property
     def param_groups(self) -> tuple[Group, ...]:
         """Hyperparameters of each group, dicts; values may be changed between steps."""
-        return self._groups
+        return self._layout.groups
 
     @property
     def on_nonfinite(self) -> str:
@@ -342,36 +188,38 @@ class Optimizer:
     @property
     def accumulated(self) -> int:
         """Number of gradients that wait for the next step."""
-        waits = self._accumulator is not None and self._accumulator.step == self._t + 1
-        return self._accumulator.count if waits else 0  # type: ignore[union-attr]  # it waits
+        sum_ = self._layout.accumulator
+        return sum_.count if sum_ is not None and sum_.step == self._t + 1 else 0
 
     @property
     def grad_norm(self) -> float | None:
         """Norm of the scaled gradient at the last step, when it was computed."""
-        return None if self._check is None else self._check.norm
+        check = self._layout.check
+        return None if check is None else check.norm
 
     @property
     def rule(self) -> Rule:
         """Rule of the first group with its hyperparameters as of the last step."""
-        return self._rules[0]
+        return self._layout.rules[0]
 
     @property
     def state(self) -> Mapping[str, NDArray[Any]]:
         """Flat state arrays by torch's names."""
-        return MappingProxyType(self._states)
+        return MappingProxyType(self._layout.states)
 
     @property
     def bytes_per_param(self) -> int:
         """Bytes read and written for each parameter in one step; the most, where groups differ in options."""
-        itemsize = self._targets.dtype.itemsize
-        norm = 0 if self._check is None else gradient_norm().bytes_per_element(itemsize)
-        return norm + max(program.bytes_per_param(itemsize) for program in self._programs)
+        layout = self._layout
+        itemsize = layout.targets.dtype.itemsize
+        norm = 0 if layout.check is None else gradient_norm().bytes_per_element(itemsize)
+        return norm + max(program.bytes_per_param(itemsize) for program in layout.programs)
 
     def __repr__(self) -> str:
-        groups = len(self._groups)
+        groups, targets = len(self._layout.groups), self._layout.targets
         return (
-            f"{type(self).__name__}({self._rules[0]!r}, {groups} group{'s' * (groups != 1)}, "
-            f"{self._targets.size} elements, {self._targets.dtype}, backend={self.backend!r}, t={self.t})"
+            f"{type(self).__name__}({self._layout.rules[0]!r}, {groups} group{'s' * (groups != 1)}, "
+            f"{targets.size} elements, {targets.dtype}, backend={self.backend!r}, t={self.t})"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
@@ -380,18 +228,19 @@ class Optimizer:
             state = self.state_dict()
             new = object.__new__(type(self))
             memo[id(self)] = new
-            params, groups = self._built_from
+            params, built = self._built_from
             tail = {name: copy.deepcopy(value, memo) for name, value in vars(self._settings).items()}
             Optimizer.__init__(
                 new, copy.deepcopy(params, memo), self._rule, **tail, backend=self.backend, threads=self._threads
             )
-            for group in self._groups[groups:]:
+            own = self._layout.groups
+            for group in own[built:]:
                 new.add_param_group(copy.deepcopy(dict(group), memo))
             new.load_state_dict(state)
-            for group, own in zip(new._groups, self._groups, strict=True):
-                group.update({n: copy.deepcopy(own[n], memo) for n in self._names})
-            if new._check is not None:
-                new._check.norm = self.grad_norm
+            for group, values in zip(new._layout.groups, own, strict=True):
+                group.update({n: copy.deepcopy(values[n], memo) for n in self._names})
+            if new._layout.check is not None:
+                new._layout.check.norm = self.grad_norm
             for name in vars(self).keys() - vars(new).keys():  # of a subclass, or set by the user
                 setattr(new, name, copy.deepcopy(getattr(self, name), memo))
             return new
@@ -436,15 +285,16 @@ class Optimizer:
         with self._lock:
             if self._begun != self._t:
                 self._settle()
-            if self._targets.foreign:
-                self._targets.refuse_moved()
+            layout = self._layout
+            if layout.targets.foreign:
+                layout.targets.refuse_moved()
             if grads is not self._given:
                 self._bind_gradients(grads)
             if type(scale) is not float or scale != 1.0:
                 scale = self._checked_scale(scale)
             factor = -scale if self._settings.maximize else scale
-            if self._check is not None:
-                clipped = self._check.measure(factor)
+            if layout.check is not None:
+                clipped = layout.check.measure(factor)
                 if clipped is None:
                     self._skip()
                     return
@@ -452,10 +302,10 @@ class Optimizer:
             if self._changes.pending:
                 self._reread()
             t = self._t + 1
-            program, tail = self._program, self._tail
+            program, tail = layout.program, self._tail
             tail["gscale"] = factor
             for prepare, index, i in program.prepares:
-                prepare(index, self._rules[i], t - self._started_at[i], tail)
+                prepare(index, layout.rules[i], t - layout.started_at[i], tail)
             runs = program.runs or program.compile()
             try:
                 self._begun = t  # memory is written from here on
@@ -472,21 +322,21 @@ class Optimizer:
         """Pass a gradient over: what was summed for the step is dropped with it."""
         if self._settings.zero_grad:
             self._clear(self._gradients)
-        if self._accumulator is not None:
-            self._accumulator.step = 0
+        if self._layout.accumulator is not None:
+            self._layout.accumulator.step = 0
 
     def _finish(self, t: int) -> None:
         """Bring a step to its end that Ctrl-C stopped between two sweeps; Ctrl-C is raised behind it."""
         while self._begun != self._t:
             try:
-                self._program.finish(t - 1 - self._counted_from)
+                self._layout.program.finish(t - 1 - self._layout.counted_from)
                 self._t = t
             except (KeyboardInterrupt, SystemExit):  # another one
                 pass
 
     def _all_ran(self) -> bool:
         """Whether every sweep of the step that was begun has run."""
-        return self._program.ran(self._begun - self._counted_from)
+        return self._layout.program.ran(self._begun - self._layout.counted_from)
 
     def _settle(self) -> None:
         """Count a step that was begun if nothing of it is missing, as for a signal's handler; else refuse to go on."""
@@ -503,41 +353,38 @@ class Optimizer:
     def _checked_scale(self, scale: Any) -> float:
         checked = checked_number("scale", scale)
         if abs(checked) > self._largest:
-            raise HyperparameterError(f"scale must be a number that {self._targets.dtype} holds, given {scale!r}")
+            raise HyperparameterError(
+                f"scale must be a number that {self._layout.targets.dtype} holds, given {scale!r}"
+            )
         return checked
 
     def _reread(self) -> None:
         """Take over changed values of groups, and what schedules give; the rules are rebuilt, the kernels stay."""
         try:
             self._changes.pending = False  # first: another thread may set a value while they are read
-            for i, group in enumerate(self._groups):
+            for i, group in enumerate(self._layout.groups):
                 if group.changed:
                     self._read(i, group)
             if self._settings.varies:
-                self._move_average(self._settings.share(self._t))
+                share = self._settings.share(self._t)
+                self._layout.choose(moves_average=share > 0, t=self._t)
+                self._tail["ema_c"] = share
         finally:
-            if self._settings.varies or any(group.changed for group in self._groups):
+            if self._settings.varies or any(group.changed for group in self._layout.groups):
                 self._changes.pending = True
 
-    def _move_average(self, share: float) -> None:
-        """Have the next step move the average by a share of the new parameters; by none it is left alone."""
-        program = self._programs[0 if share else -1]
-        if program is not self._program:
-            program.count_from(self._t - self._counted_from)
-            self._program = program
-        self._tail["ema_c"] = share
-
     def _read(self, i: int, group: Group) -> None:
+        layout = self._layout
         try:
             group.changed = False
-            rule, scheduled = group.read(self._rules[i], i, self._t - self._started_at[i])
-            if self._options and rule.options() != self._options[i]:
-                changed = [k for k, v in rule.options().items() if v != self._options[i][k]]
+            rule, scheduled = group.read(layout.rules[i], i, self._t - layout.started_at[i])
+            if rule.options() != layout.options[i]:
+                changed = [k for k, v in rule.options().items() if v != layout.options[i][k]]
                 raise HyperparameterError(
                     f"group {i}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
                     "which is fixed when the optimizer is built; build a new one"
                 )
-            self._rules[i] = rule
+            layout.rules[i] = rule
             group.changed = group.changed or scheduled
         except BaseException:
             group.changed = True
@@ -551,7 +398,7 @@ class Optimizer:
                 f"grads must be None, as {waiting} accumulated wait for this step, given {type(grads).__name__}: "
                 "add these by accumulate(grads), or drop those by zero_grad()"
             )
-        leaves = None if waiting else self._targets.leaves(grads)
+        leaves = None if waiting else self._layout.targets.leaves(grads)
         if (
             self._gradients is None
             or leaves is None
@@ -560,10 +407,7 @@ class Optimizer:
         ):
             self._leaves, self._given = [], _NOTHING
             gradients = self._accumulated_or(grads, writeable=self._settings.zero_grad)
-            for program in self._programs:
-                program.bind("g", gradients)
-            if self._check is not None:
-                self._check.bind(gradients)
+            self._layout.bind_gradients(gradients)
             self._gradients = gradients
             self._leaves = leaves or []
         # A list or dict may hold other arrays next time, and a sum is spent.
@@ -572,9 +416,8 @@ class Optimizer:
     def _accumulated_or(self, grads: Any, *, writeable: bool) -> Arrays:
         """Take the sum of gradients that waits for the next step, else those given."""
         if grads is None and self.accumulated:
-            assert self._accumulator is not None
-            return self._accumulator.sum
-        return self._targets.gradients(grads, writeable=writeable)
+            return self._layout.summed().sum
+        return self._layout.targets.gradients(grads, writeable=writeable)
 
     # ---- gradients, groups, state
 
@@ -612,12 +455,11 @@ class Optimizer:
         """
         with self._lock:
             self._settle()
-            gradients = self._targets.gradients(grads, writeable=self._settings.zero_grad)
+            gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             factor = self._checked_scale(scale)
-            if self._accumulator is None:
-                self._accumulator = Accumulator(self._targets, self._make, self._settings.zero_grad)
+            summed = self._layout.summed()
             self._given = _NOTHING  # step() must look for the sum
-            self._accumulator.add(gradients, factor, self._t + 1)
+            summed.add(gradients, factor, self._t + 1)
 
     def zero_grad(self) -> None:
         """Set the gradients that the parameters carry to zero, and drop what was accumulated.
@@ -629,15 +471,14 @@ class Optimizer:
         """
         with self._lock:
             if self.accumulated:
-                assert self._accumulator is not None
-                self._accumulator.step = 0
-                if not self._targets.carries_grad:
+                self._layout.summed().step = 0
+                if not self._layout.targets.carries_grad:
                     return
-            self._clear(self._targets.gradients(None, writeable=True))
+            self._clear(self._layout.targets.gradients(None, writeable=True))
 
     def _clear(self, gradients: Arrays | None) -> None:
         assert gradients is not None
-        for part in self._targets.views(gradients):
+        for part in self._layout.targets.views(gradients):
             part[:] = 0
 
     def report(
@@ -693,16 +534,51 @@ class Optimizer:
             if self._changes.pending:
                 self._reread()
             factor = -scale if self._settings.maximize else scale
-            if self._check is not None:
+            layout = self._layout
+            if layout.check is not None:
                 self._given, self._leaves = _NOTHING, []  # the next step binds its own
-                self._check.bind(gradients)
-                factor = self._check.clipped(factor)
-            if self._dry_run is None:
-                clips = self._settings.max_value is not None
-                self._dry_run = DryRun(self._rules, clips, self._targets, self._make, self._states)
-            steps = [(rule, self._t + 1 - start) for rule, start in zip(self._rules, self._started_at, strict=True)]
+                layout.check.bind(gradients)
+                factor = layout.check.clipped(factor)
+            steps = [(rule, self._t + 1 - start) for rule, start in zip(layout.rules, layout.started_at, strict=True)]
             tail = self._tail | {"gscale": factor}
-            return self._dry_run.report(gradients, steps, tail, scale, self._programs[0], limits)
+            return layout.looked_at().report(gradients, steps, tail, scale, layout.program, limits)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add a group of parameters, between any two steps.
+
+        Parameters
+        ----------
+        group : dict
+            As at construction: hyperparameters, those missing being the optimizer's, beside either ``params``, new
+            arrays, which take their first step at the next one; or ``match``, a name pattern or several, which takes
+            arrays, with their states and their number of steps, from the groups that they are in.
+
+        Raises
+        ------
+        ArrayError
+            For parameters that cannot be updated, of another dtype, or that are there already; a pattern that fits
+            none; and while gradients wait in `accumulate`.
+        HyperparameterError
+            For a value out of range, and arrays from groups that have taken different numbers of steps.
+
+        Notes
+        -----
+        A refused group changes nothing. With new ``params`` an optimizer of one form becomes one of a list of groups:
+        `params`, `ema` and the gradients have one entry for each group that has parameters of its own. The arrays of
+        `state` and the values of `param_groups` are replaced.
+        """
+        with self._lock:
+            self._settle()
+            if not isinstance(group, Mapping):
+                raise HyperparameterError(f"group must be a dict with params or match, given {group!r}")
+            if self.accumulated:
+                raise ArrayError(
+                    f"a group must be added between steps, given one with {self.accumulated} gradients accumulated: "
+                    "step() or zero_grad() first"
+                )
+            new = self._layout.with_group(group, self._t)
+            self._given, self._leaves = _NOTHING, []
+            self._layout = new  # at once: Ctrl-C leaves the old one or the new
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of everything that a resumed run needs besides the parameters.
@@ -716,23 +592,24 @@ class Optimizer:
         """
         with self._lock:
             self._settle()
+            layout = self._layout
             groups = []
-            for group, rule, start in zip(self._groups, self._rules, self._started_at, strict=True):
+            for group, rule, start in zip(layout.groups, layout.rules, layout.started_at, strict=True):
                 now = {n: getattr(rule, n) if callable(group.get(n)) else group.get(n) for n in self._names}
                 made = self._rule_class(**now)  # a value that was set and not yet read is checked here
                 groups.append({n: getattr(made, n) for n in self._names} | {"t": self._t - start})
             return {
                 "rule": self._rule_class.__name__.lower(),
                 "t": self._t,
-                "dtype": str(self._targets.dtype),
-                "segments": [(s.name, s.shape) for s in self._targets.segments],
+                "dtype": str(layout.targets.dtype),
+                "segments": [(s.name, s.shape) for s in layout.targets.segments],
                 "param_groups": groups,
-                "state": {name: flat.copy() for name, flat in self._states.items()},
+                "state": {name: flat.copy() for name, flat in layout.states.items()},
                 "scalar_state": [
-                    {k: v.tolist() for k, v in launch.scalar_states.items()} for launch in self._program.launches
+                    {k: v.tolist() for k, v in launch.scalar_states.items()} for launch in layout.program.launches
                 ],
-                "ema": None if self._ema is None else self._targets.gather(self._ema),
-                "accumulated": self._accumulator.save() if self._accumulator and self.accumulated else None,
+                "ema": None if layout.average is None else layout.targets.gather(layout.average),
+                "accumulated": layout.summed().save() if self.accumulated else None,
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -746,45 +623,35 @@ class Optimizer:
             If a hyperparameter is out of range.
         """
         with self._lock:
-            launches = self._program.launches
+            layout = self._layout
+            launches = layout.program.launches
             expected = Expected(
                 self._rule_class,
-                self._targets.dtype,
-                [(s.name, s.shape) for s in self._targets.segments],
-                self._targets.extent,
-                self._options,
-                list(self._states),
+                layout.targets.dtype,
+                [(s.name, s.shape) for s in layout.targets.segments],
+                layout.targets.extent,
+                layout.options,
+                list(layout.states),
                 [{name: len(values) for name, values in launch.scalar_states.items()} for launch in launches],
-                self._ema is not None,
+                layout.average is not None,
             )
             loaded = checked(state, expected)
-            waiting = state["accumulated"]
-            if waiting is not None and self._accumulator is None:
-                self._accumulator = Accumulator(self._targets, self._make, self._settings.zero_grad)
+            summed = layout.accumulator if state["accumulated"] is None else layout.summed()
             self._begun = -1  # until all is taken over
-            for rule, group in zip(loaded.rules, self._groups, strict=True):
+            for rule, group in zip(loaded.rules, layout.groups, strict=True):
                 group.update({n: getattr(rule, n) for n in self._names if not callable(group.get(n))})
-            self._rules = loaded.rules
-            for name, flat in self._states.items():
+            layout.rules = loaded.rules
+            for name, flat in layout.states.items():
                 flat[:] = state["state"][name]
             for launch, scalars in zip(launches, loaded.scalars, strict=True):
                 for name, values in scalars.items():
                     launch.scalar_states[name][:] = values
-            self._program.count_from(0)
-            if self._ema is not None:
-                self._targets.scatter(state["ema"], self._ema)
-            self._t = self._counted_from = loaded.t
-            self._started_at = loaded.started_at
-            if self._accumulator is not None:
-                self._accumulator.restore(waiting, loaded.t + 1)
+            layout.program.count_from(0)
+            if layout.average is not None:
+                layout.targets.scatter(state["ema"], layout.average)
+            self._t = layout.counted_from = loaded.t
+            layout.started_at = loaded.started_at
+            if summed is not None:
+                summed.restore(state["accumulated"], loaded.t + 1)
             self._given = _NOTHING
             self._begun = loaded.t
-
-
-def is_group_list(params: Any) -> bool:
-    """Tell a list of group dicts from a list of arrays."""
-    return (
-        isinstance(params, list | tuple)
-        and bool(params)
-        and all(isinstance(g, dict) and ("params" in g or "match" in g) for g in params)
-    )

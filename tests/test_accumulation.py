@@ -55,7 +55,7 @@ def test_sums_have_the_same_bits_for_any_threads(dtype, zero):
                 left += grads
             opt.step()
         if how.get("threads") == 2:
-            assert opt._accumulator._add._parallel
+            assert opt._layout.accumulator._add._parallel
         results.append([*params, *left])
     for other in results[1:]:
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))

@@ -27,7 +27,9 @@ def trace(rule_class, values, dtype, tail, special, **how):
     opt = fastgd.Optimizer(groups, rule_class(**values), **TAILS[tail], **how)
     left = []
     if how.get("threads"):
-        assert all(s._parallel == (how["threads"] > 1) for launch in opt._program.launches for s in launch.sweeps)
+        assert all(
+            s._parallel == (how["threads"] > 1) for launch in opt._layout.program.launches for s in launch.sweeps
+        )
     for step in range(5):
         for view in params.grad.values():
             view[:] = numbers(rng, view.shape, dtype, special if step != 2 else 0.0)
@@ -97,4 +99,4 @@ def test_shape_of_memory_does_not_matter(rule_class, values):
 def test_parallel_launch_is_used():
     """The two-thread runs above would prove nothing if they were serial."""
     opt = fastgd.SGD(np.zeros(200_000, np.float32), threads=2)
-    assert opt._program.launches[0].sweeps[0]._parallel
+    assert opt._layout.program.launches[0].sweeps[0]._parallel

@@ -293,7 +293,7 @@ def test_changing_any_number_compiles_nothing_and_counts(rule_class, values):
             o.step([{"a": gradient(2, 20), "b": gradient(2, 30)}])
         assert cpu._KERNELS == kernels
         assert np.array_equal(p[:20], q[:20])  # not the other group
-        assert getattr(opt._rules[1], f.name) == changed != getattr(opt._rules[0], f.name)
+        assert getattr(opt._layout.rules[1], f.name) == changed != getattr(opt._layout.rules[0], f.name)
         made = plan(old)
         used = {*made.sweeps[-1].scalars, *made.sweeps[0].scalars, *(made.combine.scalars if made.combine else ())}
         if any(new.prepare(2)[k] != old.prepare(2)[k] for k in used & set(old.prepare(2))):

@@ -26,6 +26,7 @@ LAYERS = [
     ["launch", "gradient", "accumulation"],
     ["program"],
     ["health"],
+    ["layout"],
     ["optimizer"],
     ["optimizers", "functional", "presets", "loss_scaler"],
     ["checkpoint", "distributed"],

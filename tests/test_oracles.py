@@ -176,7 +176,7 @@ def test_segments_longer_than_a_block_of_sums(name: str, backend: str) -> None:
     for step in grads:
         opt.step(step)
     if backend == "numba" and available_threads() > 1:
-        assert all(sweep._parallel for sweep in opt._program.launches[0].sweeps)
+        assert all(sweep._parallel for sweep in opt._layout.program.launches[0].sweeps)
     assert opt.grad_norm == pytest.approx(global_norm(grads[-1]), rel=1e-6)
     xs, _ = ORACLES[name](start, [clip_global_norm(g, 50.0) for g in grads], lr=0.02, weight_decay=0.1)
     assert max(map(error, params, xs)) < 2e-6

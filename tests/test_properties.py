@@ -26,7 +26,7 @@ def run(case, arrays, gradients, **how):
     for g in gradients:
         opt.step(g)
     if how.get("threads") == 2 and sum(a.size for a in arrays) >= 1 << 14:
-        assert opt._program.launches[0].sweeps[0]._parallel
+        assert opt._layout.program.launches[0].sweeps[0]._parallel
     return arrays
 
 

@@ -149,12 +149,12 @@ def test_scalar_states_are_one_for_both_tails():
 
 def test_an_average_that_rests_moves_no_byte():
     opt = fastgd.AdamW(np.ones(8, np.float32), ema_decay=swa(3))
-    moving, resting = (p.bytes_per_param(4) for p in opt._programs)
+    moving, resting = (p.bytes_per_param(4) for p in opt._layout.programs)
     assert (moving, resting, opt.bytes_per_param) == (36, 28, 36)
     used = []
     for _ in range(4):
         opt.step(np.ones(8, np.float32))
-        used.append(opt._program.bytes_per_param(4))
+        used.append(opt._layout.program.bytes_per_param(4))
     assert used == [28, 28, 36, 36]
 
 

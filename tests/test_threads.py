@@ -227,7 +227,7 @@ def test_a_quota_bounds_the_threads(monkeypatch):
     monkeypatch.setattr(cpu_threads, "cgroup_quota", lambda: 1.5)
     assert cpu_threads.available_threads() == 1
     assert cpu_threads.limits()["quota"] == 1.5
-    assert fastgd.SGD(np.zeros(10**5))._program.launches[0].sweeps[0]._parallel is False
+    assert fastgd.SGD(np.zeros(10**5))._layout.program.launches[0].sweeps[0]._parallel is False
 
 
 @pytest.mark.skipif("tbb" not in LAYERS, reason='TBB is not installed: pip install "fastgd[tbb]"')

@@ -1,0 +1,231 @@
+"""All that hangs on an optimizer's parameters and their groups: launches, states, the average, the gradient's check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fastgd.accumulation import Accumulator
+from fastgd.backend import SweepOnArrays
+from fastgd.flat import aligned_zeros
+from fastgd.gradient import GradientCheck
+from fastgd.groups import Changes, Group
+from fastgd.health import DryRun
+from fastgd.kernels.errors import HyperparameterError
+from fastgd.kernels.rule import Rule, plan
+from fastgd.program import Program
+from fastgd.settings import Settings
+from fastgd.targets import Arrays, Targets
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for every group, whenever it joins.
+
+    Attributes
+    ----------
+    rule
+        With the values of groups that have none of their own.
+    schedules
+        Of those values, by name.
+    settings
+        The tail.
+    make
+        Constructor of a sweep on the backend.
+    changes
+        Told when a group's value is set.
+    """
+
+    rule: Rule
+    schedules: Mapping[str, Callable[[int], Any]]
+    settings: Settings
+    make: Callable[..., SweepOnArrays]
+    changes: Changes
+
+
+class Layout:
+    """Parameters in their groups, and what a step needs for them; made anew, in one piece, when a group is added.
+
+    Attributes
+    ----------
+    params
+        The parameters as given.
+    groups : tuple of Group
+    rules : list of Rule
+        Of each group, with its hyperparameters as of the last step.
+    options : list of dict
+        Static options of each group.
+    started_at : list of int
+        Value of the optimizer's t at which a group had taken no step.
+    counted_from : int
+        Value of t at which the sweeps had not run.
+    targets : Targets
+    programs : tuple of Program
+        Under the tail that moves the average, and under the one that does not, where there are both.
+    program : Program
+        That of the next step.
+    states : dict of str to ndarray
+        Flat state arrays by their outer names.
+    ema
+        The average in the form of params, or None.
+    average : Arrays or None
+        Its arrays.
+    check : GradientCheck or None
+    accumulator : Accumulator or None
+        Made when it is needed, as is `dry_run`.
+    dry_run : DryRun or None
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        params: Any,
+        groups: Sequence[Group],
+        rules: list[Rule],
+        targets: Targets,
+        started_at: list[int],
+        before: Layout | None = None,
+        t: int = 0,
+    ) -> None:
+        self._terms = terms
+        self.params = params
+        self.groups = tuple(groups)
+        self.rules = rules
+        self.options = [rule.options() for rule in rules]
+        self.started_at = started_at
+        self.counted_from = t
+        self.targets = targets
+        settings = terms.settings
+        self.programs = tuple(Program(rules, partial(plan, tail=tail), targets, terms.make) for tail in settings.tails)
+        self.program = self.programs[0]
+        self.states = self._started_states(before)
+        self._copies: list[Any] = []  # the average, a form for each group with parameters
+        self.ema: Any = None
+        self.average: Arrays | None = None
+        if settings.averages:
+            self._copies = targets.copies(before._copies if before else ())
+            self.ema, self.average = targets.of_copies(self._copies)
+            targets.take("ema", self.average.arrays)
+            self.program.bind("ema", self.average)
+        for program in self.programs:
+            program.bind("p", targets.parameters)
+            program.bind_states(self.states, targets)
+            program.share_scalars(self.program)
+        self.check: GradientCheck | None = None
+        if settings.max_norm is not None or settings.on_nonfinite != "propagate":
+            self.check = GradientCheck(targets, terms.make, settings.max_norm, settings.on_nonfinite)
+        self.accumulator: Accumulator | None = None
+        self.dry_run: DryRun | None = None
+
+    @classmethod
+    def of(cls, params: Any, terms: Terms) -> Layout:
+        """Lay out what the user gave."""
+        single = not is_group_list(params)
+        given = [{"params": params}] if single else params
+        groups = [Group.of(g, terms.rule, i, terms.changes, terms.schedules) for i, g in enumerate(given)]
+        rules = [group.read_first(terms.rule, i, 0) for i, group in enumerate(groups)]
+        return cls(terms, params, groups, rules, Targets.of(given, single), [0] * len(groups))
+
+    def with_group(self, given: Mapping[str, Any], t: int) -> Layout:
+        """Lay out the same and a group more, which joins behind step `t`; nothing here is changed."""
+        index = len(self.groups)
+        group = Group.of(given, self._terms.rule, index, self._terms.changes, self._terms.schedules)
+        targets = self.targets.with_group(given, index)
+        came_from = [g for g, now in zip(self.targets.group, targets.group, strict=False) if now == index]
+        starts = {self.started_at[g] for g in came_from} or {t}
+        if len(starts) > 1:
+            taken = ", ".join(str(t - start) for start in sorted(starts, reverse=True))
+            raise HyperparameterError(
+                f"group {index}: its arrays must come from groups of the same number of steps, given {taken}"
+            )
+        (start,) = starts
+        params = self.params
+        if "params" in given:
+            params = [*(params if is_group_list(params) else [{"params": params}]), dict(given)]
+        rules = [*self.rules, group.read_first(self._terms.rule, index, t - start)]
+        new = Layout(
+            self._terms, params, [*self.groups, group], rules, targets, [*self.started_at, start], before=self, t=t
+        )
+        scalars = {key: value for launch in self.program.launches for key, value in launch.scalars().items()}
+        scalars |= _inherited(scalars, came_from, index)
+        for launch in new.program.launches:
+            launch.take_scalars(scalars)
+        if self.check is not None and new.check is not None:
+            new.check.norm = self.check.norm
+        return new
+
+    def _started_states(self, before: Layout | None) -> dict[str, NDArray[Any]]:
+        """Make the state arrays; those of an earlier layout go on, the others start."""
+        launches = before.program.launches if before else []
+        kept = {(name, s) for launch in launches for name in launch.states.values() for s in launch.segments}
+        parameters = self.targets.views(self.targets.parameters)
+        states: dict[str, NDArray[Any]] = {}
+        for launch in self.program.launches:
+            for short, name in launch.states.items():
+                if name not in states:
+                    states[name] = aligned_zeros(self.targets.extent, self.targets.dtype)
+                    self.targets.take(f"the state {name!r}", [states[name]])
+                    if before and name in before.states:
+                        states[name][: before.states[name].size] = before.states[name]
+                start = launch.plan.start.get(short, 0.0)
+                for s in launch.segments:
+                    if (name, s) not in kept:
+                        segment = self.targets.segments[s]
+                        part = states[name][segment.offset : segment.offset + segment.size]
+                        part[:] = parameters[s] if isinstance(start, str) else start  # "p": a copy
+        return states
+
+    def bind_gradients(self, gradients: Arrays) -> None:
+        """Take the gradients of the next steps."""
+        for program in self.programs:
+            program.bind("g", gradients)
+        if self.check is not None:
+            self.check.bind(gradients)
+
+    def choose(self, *, moves_average: bool, t: int) -> None:
+        """Have the step behind step `t` move the average or leave it alone."""
+        program = self.programs[0 if moves_average else -1]
+        if program is not self.program:
+            program.count_from(t - self.counted_from)
+            self.program = program
+
+    def summed(self) -> Accumulator:
+        """Give the sum of gradients, made at the first call."""
+        if self.accumulator is None:
+            self.accumulator = Accumulator(self.targets, self._terms.make, self._terms.settings.zero_grad)
+        return self.accumulator
+
+    def looked_at(self) -> DryRun:
+        """Give the step that stores nothing, made at the first call."""
+        if self.dry_run is None:
+            clips = self._terms.settings.max_value is not None
+            self.dry_run = DryRun(self.rules, clips, self.targets, self._terms.make, self.states)
+        return self.dry_run
+
+
+def is_group_list(params: Any) -> bool:
+    """Tell a list of group dicts from a list of arrays."""
+    return (
+        isinstance(params, list | tuple)
+        and bool(params)
+        and all(isinstance(g, dict) and ("params" in g or "match" in g) for g in params)
+    )
+
+
+def _inherited(
+    scalars: Mapping[tuple[str, str, int], float], came_from: Sequence[int], index: int
+) -> dict[tuple[str, str, int], float]:
+    """Numbers that a group takes over with its arrays from the groups in which they were."""
+    found: dict[tuple[str, str, int], float] = {}
+    for (name, kind, owner), value in scalars.items():
+        if kind == "group" and owner in came_from:
+            if found.setdefault((name, kind, index), value) != value:
+                raise HyperparameterError(
+                    f"group {index}: its arrays must come from groups with the same {name}, "
+                    f"given {found[name, kind, index]!r} and {value!r}"
+                )
+    return found
