@@ -12,8 +12,7 @@ from fastgd import optimizer
 
 TAILS = {
     "plain": {},
-    "tail": dict(ema_decay=0.9, zero_grad=True, max_norm=1.0, on_nonfinite="skip"),
-    "other tail": dict(lookahead=(2, 0.3), max_value=0.1, maximize=True),
+    "tail": dict(ema_decay=0.9, zero_grad=True, max_norm=1.0, max_value=0.1, on_nonfinite="skip"),
 }
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import numbers, same_bits
 from oracles import ORACLES, clip_global_norm, ema, global_norm
 from test_oracles import problem
 
@@ -112,6 +113,24 @@ def test_lookahead_equals_its_algorithm(rule, backend):
     fast, slow = lookahead(rule, start, grads, 3, 0.4, lr=0.05)
     close(params, fast)
     close(opt.ema, slow)
+
+
+@pytest.mark.parametrize("tail", [dict(lookahead=(2, 0.3)), dict(ema_decay=swa(2, 2))], ids=["lookahead", "swa"])
+@pytest.mark.parametrize("rule", ["adamw", "lamb"])
+def test_averages_that_rest_have_the_same_bits_on_any_backend_and_threads(rule, tail):
+    """The other parts of the tail are in test_bits."""
+    sizes, results = (1, 65, 0, 40_001, 7), []
+    for how in (dict(backend="numpy"), dict(threads=1), dict(threads=2)):
+        rng = np.random.default_rng(4)
+        params = [numbers(rng, n, np.float32, 0.001) for n in sizes]
+        opt = fastgd.Optimizer(params, RULES[rule](lr=0.1), maximize=True, **tail, **how)
+        for _ in range(5):
+            opt.step([numbers(rng, n, np.float32, 0.001) for n in sizes])
+        if how.get("threads") == 2:
+            assert opt._layout.program.launches[0].sweeps[-1]._parallel
+        results.append([*params, *opt.ema, *opt.state.values()])
+    for other in results[1:]:
+        assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("tail", [dict(lookahead=(3, 0.5)), dict(ema_decay=swa(2, 3))], ids=["lookahead", "swa"])

@@ -148,7 +148,7 @@ opt.step(np.ones(100))
 def slow():
     entered.set()
     leave.wait()
-opt._runs = [slow]
+opt._layout.program.runs = [slow]
 threading.Thread(target=opt.step, args=(np.ones(100),), daemon=True).start()
 entered.wait()
 child = os.fork()
