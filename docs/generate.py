@@ -94,14 +94,14 @@ def package_stub() -> str:
     homes = [(f"fastgd.{home}", name) for name, home in fastgd._HOMES.items()]
     homes += [("fastgd", name) for name in fastgd._MODULES]
     homes += [("fastgd.optimizers", name) for name in optimizers.__all__]
-    homes.sort(key=lambda x: (x[0], _order(x[1])))
+    homes.sort(key=lambda x: (x[0], *_order(x[1])[:2], x[1].lower()))  # imports: whatever the case of the letters
     imports = "".join(f"from {home} import {name} as {name}\n" for home, name in homes)
     ruff = "# ruff: noqa: TID251  # names for the type checker; nothing is loaded\n"
     return f'{MADE}{ruff}"""Optimizer update rules at the speed of memory."""\n\n{imports}\n__version__: str\n'
 
 
 def _order(name: str) -> tuple[bool, bool, str]:
-    """Sort as ruff does: constants, classes, the rest."""
+    """Sort as ruff sorts ``__all__``: constants, classes, the rest."""
     return not name.isupper(), not name[0].isupper(), name
 
 
@@ -167,7 +167,8 @@ def _states(rule: type[Rule]) -> list[tuple[str, ...]]:
         if key not in options:
             options.add(key)
             found[plan(made).states] = None
-    return list(found)
+    # A type checker sees arrays by position: of the forms with as many states one is enough.
+    return list({len(states): states for states in reversed(found)}.values())[::-1]
 
 
 def stale(root: Path) -> dict[Path, str]:

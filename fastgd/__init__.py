@@ -24,6 +24,7 @@ _HOMES = {
     "backends": "backend",
     "minimize": "minimize",
     "fit": "fit",
+    "presets": "presets",
     "History": "callbacks",
     "EarlyStopping": "callbacks",
     "LossScaler": "loss_scaler",
@@ -77,10 +78,10 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps `fastgd.fit` and `fastgd.minimize` the functions, also when their modules of the same name are loaded."""
+    """Keeps `fastgd.fit`, `minimize` and `presets` what they are, also when their modules of these names are loaded."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("fit", "minimize") and isinstance(value, ModuleType):
+        if name in ("fit", "minimize", "presets") and isinstance(value, ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
 

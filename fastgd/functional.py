@@ -55,7 +55,7 @@ class _Call:
 
     def __init__(self, form: _Form, rule: Rule, parameters: NDArray[Any]) -> None:
         targets = Targets.of([{"params": parameters}], True)
-        self._launch = Launch(form.plan, rule, [0], targets, sweep_maker("numba", None))
+        self._launch = Launch(form.plan, [rule], [0], targets, sweep_maker("numba", None))
         self._launch_all = self._launch.compile()
         self._addresses = [0] * len(form.names)
         self._runs = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,13 @@ from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.reference import compile_text
 from fastgd.kernels.rule import Plan, Rule, prepare_arguments, state_name
 from fastgd.targets import Arrays, Targets
+
+
+class Prepares(Protocol):
+    """What gives the scalars of a step, as a rule does."""
+
+    @property
+    def prepare(self) -> Callable[..., dict[str, float]]: ...  # noqa: D102
 
 
 class Rows:
@@ -51,8 +58,8 @@ class Launch:
     ----------
     plan
         Sweeps and the code between them.
-    rule
-        Any of the groups' rules; they agree in all but numbers.
+    rules
+        Of all groups; those of the groups that take part agree in all but numbers.
     groups
         Numbers of the groups that take part.
     targets
@@ -64,21 +71,27 @@ class Launch:
     def __init__(
         self,
         plan: Plan,
-        rule: Rule,
+        rules: Sequence[Rule],
         groups: Sequence[int],
         targets: Targets,
         make: Callable[..., SweepOnArrays],
     ) -> None:
+        rule = rules[groups[0]]
         self.plan = plan
         self.groups = tuple(groups)
         self.states = {short: state_name(rule, short) for short in plan.states}
         self.segments = [s for s, g in enumerate(targets.group) if g in groups]
         self._group_of = np.array([self.groups.index(targets.group[s]) for s in self.segments], np.int64)
         self._per_segment = plan.level == "per_segment"
-        self._prepare_takes = prepare_arguments(type(rule))
+        self._prepare_takes = tuple(n for n in prepare_arguments(type(rule)) if n in plan.scalar_states)
         self._given: list[dict[str, float]] = [{} for _ in groups]
         self._next: dict[str, NDArray[np.float64]] = {}
-        self.scalar_states = {k: np.full(len(self._owners(k)), v) for k, v in plan.scalar_states.items()}
+        self.scalar_states = {
+            name: np.array(
+                [rules[i].init()[name] if kind == "group" else start for kind, i in self._owners(name)], float
+            )
+            for name, start in plan.scalar_states.items()
+        }
         sizes = [targets.segments[s].size for s in self.segments]
         by_group = self._group_of.tolist()
         self.sweeps: list[SweepOnArrays] = []
@@ -126,7 +139,7 @@ class Launch:
             sweep.prepare()
         return self._last.run if self._combine is None and not self._prepare_takes else self.run
 
-    def prepare(self, index: int, rule: Rule, t: int, tail: Mapping[str, float]) -> None:
+    def prepare(self, index: int, rule: Prepares, t: int, tail: Mapping[str, float]) -> None:
         """Compute the scalars of one group for step `t`, beside those of the tail; nothing is written yet."""
         if self._prepare_takes:
             if index == 0:

@@ -16,7 +16,7 @@ from fastgd.gradient import GradientCheck
 from fastgd.groups import Changes, Group
 from fastgd.health import DryRun
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.rule import Rule, plan
+from fastgd.kernels.rule import Rule, plan, plan_aside
 from fastgd.program import Program
 from fastgd.settings import Settings
 from fastgd.targets import Arrays, Targets
@@ -120,6 +120,7 @@ class Layout:
             self.check = GradientCheck(targets, terms.make, settings.max_norm, settings.on_nonfinite)
         self.accumulator: Accumulator | None = None
         self.dry_run: DryRun | None = None
+        self._asides: dict[str, Program] = {}
 
     @classmethod
     def of(cls, params: Any, terms: Terms) -> Layout:
@@ -171,13 +172,17 @@ class Layout:
                     self.targets.take(f"the state {name!r}", [states[name]])
                     if before and name in before.states:
                         states[name][: before.states[name].size] = before.states[name]
-                start = launch.plan.start.get(short, 0.0)
                 for s in launch.segments:
                     if (name, s) not in kept:
+                        start = self.rules[self.targets.group[s]].init().get(short, 0.0)
                         segment = self.targets.segments[s]
                         part = states[name][segment.offset : segment.offset + segment.size]
                         part[:] = parameters[s] if isinstance(start, str) else start  # "p": a copy
         return states
+
+    def all_programs(self) -> list[Program]:
+        """Give every program, those beside the step too."""
+        return [*self.programs, *self._asides.values()]
 
     def bind_gradients(self, gradients: Arrays) -> None:
         """Take the gradients of the next steps."""
@@ -198,6 +203,15 @@ class Layout:
         if self.accumulator is None:
             self.accumulator = Accumulator(self.targets, self._terms.make, self._terms.settings.zero_grad)
         return self.accumulator
+
+    def aside(self, name: str) -> Program:
+        """Give the launches of a sweep beside the step, made at the first call."""
+        if name not in self._asides:
+            made = Program(self.rules, partial(plan_aside, name=name), self.targets, self._terms.make)
+            made.bind("p", self.targets.parameters)
+            made.bind_states(self.states, self.targets)
+            self._asides[name] = made
+        return self._asides[name]
 
     def looked_at(self) -> DryRun:
         """Give the step that stores nothing, made at the first call."""

@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -34,12 +35,23 @@ _ALIVE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 def _after_fork() -> None:
     for optimizer in _ALIVE:  # another thread of the parent may have been in a step: its mark stands, its lock must not
         optimizer._lock = threading.RLock()
-        for program in optimizer._layout.programs:
+        for program in optimizer._layout.all_programs():
             program.runs = []  # parallel kernels give way to serial ones, before the next step writes
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A rule as a launch asks it for scalars, of a sweep beside the step."""
+
+    rule: Rule
+    name: str
+
+    def prepare(self, t: int) -> dict[str, float]:
+        return self.rule.aside(self.name)
 
 
 class Optimizer:
@@ -151,6 +163,7 @@ class Optimizer:
         if (self._settings.max_value or 0.0) > self._largest:
             raise HyperparameterError(f"max_value must be a number that {dtype} holds, given {max_value!r}")
         self._t = 0
+        self._mode = "train"  # or "eval", in which there are no steps
         self._begun = 0  # the step whose writing was begun: other than t where it did not end
         self._tail = {"gscale": 1.0, "gmax": self._settings.max_value or 0.0, "ema_c": self._settings.share(0)}
         self._gradients: Arrays | None = None
@@ -392,6 +405,8 @@ class Optimizer:
 
     def _bind_gradients(self, grads: Any) -> None:
         """Validate the gradients and hand their addresses on; not those of the last step, object for object."""
+        if self._mode == "eval":
+            raise FastGDError(f"{type(self).__name__} is in eval mode, in which there are no steps: call train() first")
         waiting = self.accumulated
         if waiting and grads is not None:
             raise ArrayError(
@@ -418,6 +433,83 @@ class Optimizer:
         if grads is None and self.accumulated:
             return self._layout.summed().sum
         return self._layout.targets.gradients(grads, writeable=writeable)
+
+    # ---- beside the step
+
+    def update_hessian(self, grads: Any = None, scale: float = 1.0) -> None:
+        """Take a gradient into the estimate of the Hessian's diagonal, for rules that have one, as `SophiaG`.
+
+        Parameters
+        ----------
+        grads, scale : optional
+            As of `step`; the gradient of a loss whose labels were sampled from the model's prediction. Read only.
+
+        Raises
+        ------
+        ArrayError, HyperparameterError
+            As of `step`, and for a rule without such an estimate.
+        """
+        with self._lock:
+            self._settle()
+            self._refuse_without("hessian", "an estimate of the Hessian")
+            gradients = self._layout.targets.gradients(grads, writeable=False)
+            self._run_aside("hessian", gradients, self._checked_scale(scale), lambda: None)
+
+    def eval(self) -> None:
+        """Put the average in the place of the parameters, for rules that keep one there, as `ScheduleFreeAdamW`.
+
+        Until `train` there are no steps. Does nothing in eval mode; the mode is part of the state.
+
+        Raises
+        ------
+        HyperparameterError
+            For a rule whose parameters are what is evaluated.
+        """
+        self._enter("eval")
+
+    def train(self) -> None:
+        """Put the parameters back in the place of the average; the way back from `eval`, up to rounding.
+
+        Raises
+        ------
+        HyperparameterError
+            For a rule whose parameters are what is evaluated.
+        """
+        self._enter("train")
+
+    def _enter(self, mode: str) -> None:
+        def enter() -> None:
+            self._mode = mode
+
+        with self._lock:
+            self._settle()
+            self._refuse_without(mode, "an eval mode")
+            if self._mode != mode:
+                self._given = _NOTHING  # the next step asks for the mode
+                self._run_aside(mode, None, 1.0, enter)
+
+    def _refuse_without(self, aside: str, what: str) -> None:
+        if aside not in self._rule.asides:
+            raise HyperparameterError(
+                f"the optimizer's rule must be one with {what}, given {self._rule_class.__name__}"
+            )
+
+    def _run_aside(self, name: str, gradients: Arrays | None, scale: float, done: Callable[[], None]) -> None:
+        """Run a sweep beside the step, wholly, and then `done`."""
+        if self._changes.pending:
+            self._reread()
+        layout = self._layout
+        program = layout.aside(name)
+        if gradients is not None:
+            program.bind("g", gradients)
+        for prepare, index, i in program.prepares:
+            prepare(index, _Beside(layout.rules[i], name), 0, {"gscale": scale})
+        runs = program.runs or program.compile()
+        try:
+            program.run_wholly(runs, done)
+        except Exception:
+            self._begun = -1  # parts of it may be written
+            raise
 
     # ---- gradients, groups, state
 
@@ -586,9 +678,9 @@ class Optimizer:
         Returns
         -------
         dict
-            Keys ``rule``, ``t``, ``dtype``, ``segments``, ``param_groups``, ``state``, ``scalar_state``, ``ema`` and
-            ``accumulated``: plain Python values, and arrays that are copies. A schedule is saved as the value it last
-            gave.
+            Keys ``rule``, ``t``, ``dtype``, ``segments``, ``param_groups``, ``state``, ``scalar_state``, ``ema``,
+            ``accumulated`` and ``mode``: plain Python values, and arrays that are copies. A schedule is saved as the
+            value it last gave.
         """
         with self._lock:
             self._settle()
@@ -610,6 +702,7 @@ class Optimizer:
                 ],
                 "ema": None if layout.average is None else layout.targets.gather(layout.average),
                 "accumulated": layout.summed().save() if self.accumulated else None,
+                "mode": self._mode,
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -634,6 +727,7 @@ class Optimizer:
                 list(layout.states),
                 [{name: len(values) for name, values in launch.scalar_states.items()} for launch in launches],
                 layout.average is not None,
+                ("train", "eval") if "eval" in self._rule.asides else ("train",),
             )
             loaded = checked(state, expected)
             summed = layout.accumulator if state["accumulated"] is None else layout.summed()
@@ -653,5 +747,6 @@ class Optimizer:
             layout.started_at = loaded.started_at
             if summed is not None:
                 summed.restore(state["accumulated"], loaded.t + 1)
+            self._mode = state["mode"]
             self._given = _NOTHING
             self._begun = loaded.t

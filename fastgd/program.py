@@ -59,9 +59,7 @@ class Program:
                     break
             else:
                 sets.append((options, [i]))
-        self.launches = [
-            Launch(planned(rules[members[0]]), rules[members[0]], members, targets, make) for _, members in sets
-        ]
+        self.launches = [Launch(planned(rules[members[0]]), rules, members, targets, make) for _, members in sets]
         if len(sets) > 1 and any(launch.plan.level == "total" for launch in self.launches):
             raise HyperparameterError(
                 f"{type(rules[0]).__name__} sums over all parameters: its groups must agree in {', '.join(sets[0][0])}"
@@ -98,6 +96,23 @@ class Program:
         """Do what is left of a step that was interrupted; `runs` of each sweep came before it."""
         for launch in self.launches:
             launch.finish(runs)
+
+    def run_wholly(self, runs: Sequence[Callable[[], None]], done: Callable[[], None]) -> None:
+        """Run what `compile` gave, and then `done`; Ctrl-C is raised behind both."""
+        before = self.launches[0].sweeps[0].runs
+        try:
+            for run in runs:
+                run()
+            done()
+        except (KeyboardInterrupt, SystemExit):
+            while True:
+                try:
+                    self.finish(before)
+                    done()
+                    break
+                except (KeyboardInterrupt, SystemExit):  # another one
+                    pass
+            raise
 
     def count_from(self, runs: int) -> None:
         """Have all sweeps say that they ran so often."""

@@ -36,6 +36,8 @@ class Expected:
         Lengths of the scalar states by name, of each launch.
     ema
         Whether there is an average.
+    modes
+        What the mode may be.
     """
 
     rule_class: type[Rule]
@@ -46,6 +48,7 @@ class Expected:
     states: Sequence[str]
     scalars: Sequence[Mapping[str, int]]
     ema: bool
+    modes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,17 @@ def checked(state: Mapping[str, Any], expected: Expected) -> Loaded:
         "dtype": str(expected.dtype),
         "segments": expected.segments,
     }
-    missing = {*own, "t", "param_groups", "state", "scalar_state", "ema", "accumulated"} - set(state)
+    missing = {*own, "t", "param_groups", "state", "scalar_state", "ema", "accumulated", "mode"} - set(state)
     if missing:
         raise CheckpointError(f"the state has no {', '.join(map(repr, sorted(missing)))}")
     for key, value in own.items():
         given = [(n, tuple(s)) for n, s in state[key]] if key == "segments" else state[key]
         if given != value:
             raise CheckpointError(f"the state's {key} must be {value!r}, given {given!r}")
+    if state["mode"] not in expected.modes:
+        raise CheckpointError(
+            f"the state's mode must be {' or '.join(map(repr, expected.modes))}, given {state['mode']!r}"
+        )
     rules = _rules(state["param_groups"], expected)
     _check_arrays(state, expected)
     scalars = _scalars(state["scalar_state"], expected)

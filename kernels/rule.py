@@ -42,6 +42,9 @@ class Rule:
         `weight_decay` and `eps` at least 0, `betas` and `momentum` in [0, 1). A finite bound is excluded.
     choices : dict of str to tuple of str
         Values that a hyperparameter of words may take.
+    asides : dict of str to str
+        Sweeps beside the step, by their names the static methods; `aside` gives their scalars. ``"hessian"`` is run
+        by ``opt.update_hessian(gradient)``, ``"eval"`` and ``"train"`` by the calls of these names.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class Rule:
     states: ClassVar[Mapping[str, str]] = {}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    asides: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         """Check every hyperparameter and bring it to a plain Python value."""
@@ -98,6 +102,10 @@ class Rule:
     def prepare(self, t: int) -> dict[str, float]:
         """Compute, in float64, the scalars of step `t` (from 1), and the new scalar states it took as arguments."""
         raise NotImplementedError(f"{type(self).__name__} has no prepare(self, t)")
+
+    def aside(self, name: str) -> dict[str, float]:
+        """Compute, in float64, the scalars of a sweep beside the step."""
+        raise NotImplementedError(f"{type(self).__name__} has no aside(self, name)")
 
     @classmethod
     def hyperparameters(cls) -> tuple[str, ...]:
@@ -228,6 +236,21 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
         start={k: _start(title, k, v, array=True) for k, v in init.items() if k in arrays},
         scalar_states=scalar_states,
     )
+
+
+def plan_aside(rule: Rule, name: str) -> Plan:
+    """Check and fold a sweep beside the step, and put the gradient's factor in front of it.
+
+    Raises
+    ------
+    RuleError
+        Where it leaves the language.
+    """
+    sweep = parse(_function(rule, rule.asides[name]), rule.options(), set(rule.aside(name)))
+    if sweep.sums:
+        raise RuleError(f"{type(rule).__name__}: {rule.asides[name]} cannot return sums")
+    states = tuple(a for a in sweep.arrays if a not in ("p", "g"))
+    return Plan(with_tail([sweep], NO_TAIL), combine=None, states=states, start={}, scalar_states={})
 
 
 def state_name(rule: Rule, short: str) -> str:

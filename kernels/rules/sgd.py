@@ -62,22 +62,23 @@ class SGD(Rule):
         d_t &= g_t + \mu b_t \text{ (Nesterov)},\ b_t \text{ (momentum)},\ g_t \text{ (neither)} \\
         p_t &= p_{t-1} - \eta\, d_t
 
-    ======  ================  ================================================
-    Symbol  Argument          Meaning
-    ======  ================  ================================================
-    η       ``lr``            learning rate, >= 0
-    μ       ``momentum``      share of the old direction that is kept, [0, 1)
-    τ       ``dampening``     share of the gradient left out, not at step 1
-    λ       ``weight_decay``  L2 penalty, added to the gradient, >= 0
-    ------  ``nesterov``      look ahead; needs momentum > 0, dampening 0
-    b       momentum_buffer   state; only with momentum
-    ======  ================  ================================================
+    ======  ==================  ================================================
+    Symbol  Argument            Meaning
+    ======  ==================  ================================================
+    η       ``lr``              learning rate, >= 0
+    μ       ``momentum``        share of the old direction that is kept, [0, 1)
+    τ       ``dampening``       share of the gradient left out, not at step 1
+    λ       ``weight_decay``    L2 penalty, added to the gradient, >= 0
+    ------  ``nesterov``        look ahead; needs momentum > 0, dampening 0
+    ------  ``lr_in_momentum``  keep η g in the buffer instead of g
+    b       momentum_buffer     state; only with momentum
+    ======  ==================  ================================================
 
     Notes
     -----
     The form of torch.optim.SGD: the learning rate stands outside the velocity, and the first step is undamped. Keras
-    and Chainer have it inside, which differs once the learning rate changes. Whether there is a momentum at all is
-    static: it may be changed between steps, but not to or from 0.
+    and Chainer have it inside, which differs once the learning rate changes: ``lr_in_momentum``, with a buffer of the
+    other sign. Whether there is a momentum at all is static: it may be changed between steps, but not to or from 0.
 
     References
     ----------
@@ -104,6 +105,7 @@ class SGD(Rule):
     dampening: float = 0.0
     weight_decay: float = 0.0
     nesterov: bool = False
+    lr_in_momentum: bool = False
     states: ClassVar[Mapping[str, str]] = {"b": "momentum_buffer"}
 
     def check(self) -> None:
@@ -116,7 +118,8 @@ class SGD(Rule):
 
     def options(self) -> dict[str, object]:
         """Whether there is a buffer, and how it is used."""
-        return dict(heavy=self.momentum != 0, nesterov=self.nesterov)
+        heavy = self.momentum != 0
+        return dict(heavy=heavy, nesterov=self.nesterov, lr_in_momentum=heavy and self.lr_in_momentum)
 
     def prepare(self, t: int) -> dict[str, float]:
         """Give the scalars of step t."""
@@ -124,11 +127,13 @@ class SGD(Rule):
         return dict(lr=self.lr, mu=self.momentum, c=c, wd=self.weight_decay)
 
     @staticmethod
-    def update(p, g, b, *, lr, mu, c, wd, heavy, nesterov):
+    def update(p, g, b, *, lr, mu, c, wd, heavy, nesterov, lr_in_momentum):
         """Step one element."""
         g = g + wd * p
+        if lr_in_momentum:
+            g = lr * g
         if heavy:
             b = mu * b + c * g
             g = g + mu * b if nesterov else b
-        p = p - lr * g
+        p = p - g if lr_in_momentum else p - lr * g
         return p, b
