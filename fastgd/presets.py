@@ -32,7 +32,6 @@ _OPTAX: dict[str, dict[str, Any]] = {
     "Adagrad": dict(initial_accumulator_value=0.1, eps=1e-7, eps_mode="inside"),
     "Adadelta": dict(rho=0.9, eps=1e-6),
     "RMSprop": dict(alpha=0.9, eps=1e-8, eps_mode="inside", momentum=0.0, lr_in_momentum=True),
-    "Rprop": dict(etas=(0.5, 1.2), step_sizes=(1e-6, 50.0)),
     "Lion": dict(betas=(0.9, 0.99), weight_decay=1e-3),
     "LAMB": dict(betas=_BETAS, eps=1e-6, weight_decay=0.0, always_adapt=True),
     "Yogi": dict(betas=_BETAS, eps=1e-3, initial_accumulator_value=1e-6),

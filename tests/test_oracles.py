@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import ORACLES, SETTINGS, Segments, clip_global_norm, ema, global_norm
+from oracles import EXTRA_KEYWORDS, ORACLES, SETTINGS, Segments, clip_global_norm, ema, global_norm
 
 import fastgd
 from fastgd.kernels.cpu_threads import available_threads
@@ -77,12 +77,21 @@ class Run:
         given = [{"params": self.params, **groups[0]}]
         given += [{"match": [n for n, g in zip(SHAPES, GROUPS, strict=True) if g == i], **groups[i]} for i in (1, 2)]
         self.opt = optimizer_class(name)(given, **groups[0], backend=backend, **tail)
+        # Gradients that enter an estimate of the Hessian before some steps, for a rule that has one.
+        drawn = dict(zip((1, 4, 9), self.grads[::-1], strict=False))
+        self.drawn = drawn if "hessian" in RULES[name].asides else {}
 
     def step(self, gradients: Segments, scale: float = 1.0) -> None:
         """Step with these gradients."""
+        if self.opt.t + 1 in self.drawn:
+            self._set(self.drawn[self.opt.t + 1])
+            self.opt.update_hessian()
+        self._set(gradients)
+        self.opt.step(scale=scale)
+
+    def _set(self, gradients: Segments) -> None:
         for name, gradient in zip(SHAPES, gradients, strict=True):
             self.params.grad[name] = gradient
-        self.opt.step(scale=scale)
 
     def expect(self, grads: list[Segments]) -> tuple[Segments, dict[str, dict[int, np.ndarray]]]:
         """Run the oracle on each group; states by name and by segment."""
@@ -91,7 +100,8 @@ class Run:
         for group, hyper in enumerate(self.groups):
             members = [i for i, g in enumerate(GROUPS) if g == group]
             own = [[step[i] for i in members] for step in grads]
-            got, kept = ORACLES[self.name]([self.start[i] for i in members], own, **hyper)
+            extra = {"hessians": {k: [g[i] for i in members] for k, g in self.drawn.items()}} if self.drawn else {}
+            got, kept = ORACLES[self.name]([self.start[i] for i in members], own, **hyper, **extra)
             for at, i in enumerate(members):
                 xs[i] = got[at]
                 for state, segments in kept.items():
@@ -124,7 +134,8 @@ def test_oracle_has_the_arguments_and_defaults_of_the_rule(name: str) -> None:
         f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(RULES[name]) if f.init
     }
     known = inspect.signature(ORACLES[name]).parameters.values()
-    assert rule == {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY}
+    given = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.name not in EXTRA_KEYWORDS}
+    assert rule == given
 
 
 @pytest.mark.parametrize("name", RULES)
