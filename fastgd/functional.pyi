@@ -86,7 +86,7 @@ def adadelta_(
 def adagrad_(
     p: Any,
     g: Any,
-    h: Any,
+    a: Any,
     /,
     t: SupportsIndex,
     *,
@@ -494,7 +494,7 @@ def sophiag_(
     p: Any,
     g: Any,
     m: Any,
-    h: Any,
+    hess: Any,
     /,
     t: SupportsIndex,
     *,

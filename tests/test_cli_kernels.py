@@ -197,8 +197,8 @@ def test_the_source_as_written_says_that_it_is_not_folded(kernels):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("adamx",), ("'adamx'", "adam, adamw, gd", "did you mean adam?")),
-        (("zzz",), ("'zzz'", "adam, adamw, gd")),
+        (("adamx",), ("'adamx'", "adam, adamax, adamw", "did you mean adam?")),
+        (("zzz",), ("'zzz'", "adam, adamax, adamw")),
         (("adam", "--target", "lvm"), ("'lvm'", "rule, numpy, numba, llvm, asm, cuda", "did you mean llvm?")),
         (("adam", "--dtype", "float16"), ("'float16'", "float32, float64", "did you mean float64?")),
         (("adam", "--option", "amsgrd=true"), ("'amsgrd'", "weight_decay, amsgrad", "did you mean amsgrad?")),

@@ -16,7 +16,7 @@ from test_own_rule import Decaying
 import fastgd
 from fastgd.kernels import Rule, cpu
 from fastgd.kernels.errors import ArrayError, HyperparameterError
-from fastgd.kernels.rule import plan
+from fastgd.kernels.rule import plan, prepare_arguments
 
 backends = pytest.mark.parametrize("backend", ["numpy", "numba"])
 
@@ -294,9 +294,11 @@ def test_changing_any_number_compiles_nothing_and_counts(rule_class, values):
         assert cpu._KERNELS == kernels
         assert np.array_equal(p[:20], q[:20])  # not the other group
         assert getattr(opt._layout.rules[1], f.name) == changed != getattr(opt._layout.rules[0], f.name)
-        made = plan(old)
-        used = {*made.sweeps[-1].scalars, *made.sweeps[0].scalars, *(made.combine.scalars if made.combine else ())}
-        if any(new.prepare(2)[k] != old.prepare(2)[k] for k in used & set(old.prepare(2))):
-            for o in (opt, same):  # what is in a state shows at the next step
-                o.step([{"a": gradient(3, 20), "b": gradient(3, 30)}])
-            assert not np.array_equal(p[20:], q[20:]), f.name
+        used = {*plan(old).sweeps[0].scalars}
+        names = prepare_arguments(rule_class)
+        first = old.prepare(1, **{n: old.init()[n] for n in names})
+        second = [rule.prepare(2, **{n: first[n] for n in names}) for rule in (old, new)]
+        rows = [o._layout.program.launches[0]._rows[0].array for o in (opt, same)]
+        assert np.array_equal(rows[0][0], rows[1][0])
+        arrived = any(second[0][k] != second[1][k] for k in used & set(second[0]))
+        assert arrived != np.array_equal(rows[0][1], rows[1][1]), f.name

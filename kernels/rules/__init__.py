@@ -25,7 +25,7 @@ from fastgd.kernels.rules.yogi import Yogi
 
 RULES: dict[str, type[Rule]] = {
     name.lower(): value
-    for name, value in sorted(vars().items())
+    for name, value in sorted(vars().items(), key=lambda item: item[0].lower())
     if isinstance(value, type) and issubclass(value, Rule) and value is not Rule
 }
 """Every rule by its lower-case name."""

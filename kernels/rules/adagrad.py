@@ -20,8 +20,8 @@ class Adagrad(Rule):
     .. math::
 
         g_t &\leftarrow g_t + \lambda p_{t-1} \\
-        h_t &= h_{t-1} + g_t^2 \\
-        p_t &= p_{t-1} - \frac{\eta}{1 + (t - 1) \gamma} \cdot \frac{g_t}{\sqrt{h_t} + \epsilon}
+        a_t &= a_{t-1} + g_t^2 \\
+        p_t &= p_{t-1} - \frac{\eta}{1 + (t - 1) \gamma} \cdot \frac{g_t}{\sqrt{a_t} + \epsilon}
 
     ==========  =============================  ======================================================
     Symbol      Argument                       Meaning
@@ -29,10 +29,10 @@ class Adagrad(Rule):
     η           ``lr``                         learning rate, >= 0
     γ           ``lr_decay``                   decay of the learning rate by the steps, >= 0
     λ           ``weight_decay``               L2 penalty, added to the gradient, >= 0
-    h₀          ``initial_accumulator_value``  start of the sum, >= 0
+    a₀          ``initial_accumulator_value``  start of the sum, >= 0
     ε           ``eps``                        keeps the denominator from 0, >= 0
-    ----------  ``eps_mode``                   "outside": √h + ε, as above; "inside": √(h + ε)
-    h           sum                            state
+    ----------  ``eps_mode``                   "outside": √a + ε, as above; "inside": √(a + ε)
+    a           sum                            state
     ==========  =============================  ======================================================
 
     Notes
@@ -60,7 +60,7 @@ class Adagrad(Rule):
     initial_accumulator_value: float = 0.0
     eps: float = 1e-10
     eps_mode: str = "outside"
-    states: ClassVar[Mapping[str, str]] = {"h": "sum"}
+    states: ClassVar[Mapping[str, str]] = {"a": "sum"}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "lr_decay": (0.0, math.inf),
         "initial_accumulator_value": (0.0, math.inf),
@@ -73,19 +73,19 @@ class Adagrad(Rule):
 
     def init(self) -> dict[str, object]:
         """Start of the sum."""
-        return dict(h=self.initial_accumulator_value)
+        return dict(a=self.initial_accumulator_value)
 
     def prepare(self, t: int) -> dict[str, float]:
         """Give the scalars of step t."""
         return dict(step=self.lr / (1 + (t - 1) * self.lr_decay), eps=self.eps, wd=self.weight_decay)
 
     @staticmethod
-    def update(p, g, h, *, step, eps, wd, eps_mode):
+    def update(p, g, a, *, step, eps, wd, eps_mode):
         """Step one element."""
         g = g + wd * p
-        h = h + g * g
+        a = a + g * g
         if eps_mode == "outside":
-            p = p - step * g / (sqrt(h) + eps)
+            p = p - step * g / (sqrt(a) + eps)
         else:
-            p = p - step * g / sqrt(h + eps)
-        return p, h
+            p = p - step * g / sqrt(a + eps)
+        return p, a

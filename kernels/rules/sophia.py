@@ -62,7 +62,7 @@ class SophiaG(Rule):
     rho: float = 0.04
     weight_decay: float = 0.1
     bs: float = 5120.0
-    states: ClassVar[Mapping[str, str]] = {"m": "exp_avg", "h": "hessian"}
+    states: ClassVar[Mapping[str, str]] = {"m": "exp_avg", "hess": "hessian"}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"rho": (0.0, math.inf), "bs": (0.0, math.inf)}
     asides: ClassVar[Mapping[str, str]] = {"hessian": "hessian"}
 
@@ -77,14 +77,14 @@ class SophiaG(Rule):
         return dict(b2=b2, c2=1 - b2)
 
     @staticmethod
-    def update(p, g, m, h, *, lr, decay, b1, c1, curvature):
+    def update(p, g, m, hess, *, lr, decay, b1, c1, curvature):
         """Step one element."""
         m = b1 * m + c1 * g
-        p = decay * p - lr * (sign(m) * minimum(abs(m) / (curvature * h + 1e-15), 1))
+        p = decay * p - lr * (sign(m) * minimum(abs(m) / (curvature * hess + 1e-15), 1))
         return p, m
 
     @staticmethod
-    def hessian(g, h, *, b2, c2):
+    def hessian(g, hess, *, b2, c2):
         """Take one element of a gradient of sampled labels in."""
-        h = b2 * h + c2 * (g * g)
-        return h
+        hess = b2 * hess + c2 * (g * g)
+        return hess
