@@ -197,7 +197,7 @@ def test_the_source_as_written_says_that_it_is_not_folded(kernels):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("adamx",), ("'adamx'", "adam, adamax, adamw", "did you mean adam?")),
+        (("adamx",), ("'adamx'", "adam, adamax, adamw", "did you mean adamax?")),
         (("zzz",), ("'zzz'", "adam, adamax, adamw")),
         (("adam", "--target", "lvm"), ("'lvm'", "rule, numpy, numba, llvm, asm, cuda", "did you mean llvm?")),
         (("adam", "--dtype", "float16"), ("'float16'", "float32, float64", "did you mean float64?")),
