@@ -112,6 +112,12 @@ _TABLE: dict[str, Case] = {
         Case("adamw", _ADAMW, _TORCH, "tail-gpt2", _TAIL, GPT2),
         Case("lion", dict(lr=1e-3, weight_decay=0.1), (*_NUMPY, "optax", "deepspeed")),
         Case("lamb", dict(lr=1e-3, weight_decay=0.1), ("optax",)),
+        Case("adagrad", dict(lr=1e-2), _TORCH),
+        Case("schedulefreesgd", dict(lr=1e-2)),  # with its default of 1 parameters cancel to next to nothing
+        *(
+            Case(rule, {}, _TORCH[:2])
+            for rule in ("adadelta", "adamax", "asgd", "nadam", "radam", "rmsprop", "rprop")  # torch fuses no others
+        ),
     )
 }
 

@@ -6,6 +6,7 @@ whose library is missing says so by the ImportError.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,9 @@ def _torch_parameters(parameters: list[Array], gradients: list[Array], threads: 
     import torch
 
     torch.set_num_threads(threads)
+    torch.set_default_dtype(
+        {"float32": torch.float32, "float64": torch.float64}[parameters[0].dtype.name]
+    )  # of scalars
     made = [torch.nn.Parameter(torch.from_numpy(a)) for a in parameters]
     for parameter, gradient in zip(made, gradients, strict=True):
         parameter.grad = torch.from_numpy(gradient)
@@ -168,10 +172,9 @@ def _own(tensors: list[Array]) -> list[Array]:
 def _torch(how: dict[str, bool], case: Case, p: Array, g: Array, threads: int) -> Peer:
     own, gradients = _own(case.cut(p)), _own(case.cut(g))
     torch, parameters = _torch_parameters(own, gradients, threads)
-    h = case.full()
-    names = ("lr", "momentum", "betas", "eps", "weight_decay")
-    kind = {"gd": "SGD", "sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[case.rule]
-    optimizer = getattr(torch.optim, kind)(parameters, **{n: h[n] for n in names if n in h}, **how)
+    kind = getattr(torch.optim, "SGD" if case.rule == "gd" else type(case.build()).__name__)
+    known = inspect.signature(kind).parameters
+    optimizer = kind(parameters, **{n: value for n, value in case.full().items() if n in known}, **how)
     if not case.tail:
         return _peer(case, optimizer.step, own, gradients)
     averages = [a.detach().clone() for a in parameters]

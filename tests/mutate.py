@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import test_oracles as suite
-from oracles import SETTINGS
+from oracles import SETTINGS, schedule_free_x
 
 import fastgd
 from fastgd import optimizers
@@ -71,17 +71,17 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 def mutants(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
     """Line, kind and text of every mutant of a rule file; docstrings, imports, ranges and checks are left alone."""
-    parts: list[ast.AST] = []
+    parts: list[ast.AST] = []  # no annotations: they are for the reader
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
-            parts.append(node)
-        elif isinstance(node, ast.ClassDef):
-            parts += [p for p in node.body if isinstance(p, ast.FunctionDef) and p.name != "check"]
-            parts += [
-                p.value
-                for p in node.body
-                if isinstance(p, ast.AnnAssign) and p.value and "ClassVar" not in ast.unparse(p)
-            ]
+            parts += node.body
+        for member in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(member, ast.FunctionDef) and member.name != "check":
+                parts += member.body
+            elif (
+                isinstance(member, ast.AnnAssign) and member.value and "ClassVar" not in ast.unparse(member.annotation)
+            ):
+                parts.append(member.value)
     inside = {id(node) for part in parts for node in ast.walk(part)}
     for index, node in enumerate(ast.walk(tree)):
         if id(node) in inside:
@@ -113,12 +113,25 @@ def notice(name: str, rule: Any) -> bool:
             for gradients in run.grads:
                 run.step(gradients)
             run.check(run.grads)
+            if "eval" in rule.asides:
+                check_average(run, setting)
     except Exception:
         return True
     finally:
         RULES[name] = before[0]
         setattr(fastgd, rule.__name__, before[1])
     return False
+
+
+def check_average(run: Any, setting: dict[str, Any]) -> None:
+    """Compare the parameters in eval mode with the oracle's average."""
+    ys, states = run.expect(run.grads)
+    beta = setting.get("momentum", setting.get("betas", (0.9,))[0])
+    run.opt.eval()
+    xs = schedule_free_x(ys, [states["z"][i] for i in range(len(ys))], beta)
+    assert max(map(suite.error, run.params.values(), xs)) < 1e-12
+    run.opt.train()
+    assert max(map(suite.error, run.params.values(), ys)) < 1e-12
 
 
 def loaded(text: str, names: list[str], folder: str, number: int) -> list[Any]:

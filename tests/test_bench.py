@@ -18,6 +18,7 @@ from fastgd.optimizer import Optimizer
 
 ROW = {"rule", "n", "dtype", "regime", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
 N = 1000
+TORCH = [name for name, case in CASES.items() if "torch-foreach" in case.peers]
 VARIANTS = [name for name, case in CASES.items() if case.variant]
 
 
@@ -158,6 +159,20 @@ def test_peer_that_forgets_a_part_of_the_tail_is_wrong(part, without, dtype, mon
     monkeypatch.setitem(PEERS, "torch-fused", forgetful)
     _, reply = worker._open({"peer": "torch-fused", "rule": "adamw-tail-gpt2", "n": N, "dtype": dtype}, 1)
     assert reply["max_ulp"] > ULP_LIMIT
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_computes_the_rule_that_it_is_compared_in(name):
+    pytest.importorskip("torch")
+    for peer in [p for p in CASES[name].peers if p.startswith("torch")]:
+        _, reply = worker._open({"peer": peer, "rule": name, "n": N, "dtype": "float64"}, 1)
+        assert reply["max_ulp"] < 64, peer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fastgd_computes_the_rule(name):
+    _, reply = worker._open({"peer": "fastgd-numba", "rule": name, "n": N, "dtype": "float32"}, 1)
+    assert reply["max_ulp"] < 32
 
 
 def test_each_timed_step_has_a_gradient():
