@@ -49,8 +49,8 @@ class AdaBelief(Rule):
 
     References
     ----------
-    J. Zhuang et al., "AdaBelief optimizer: adapting stepsizes by the belief in observed gradients", arXiv:2010.07468,
-    algorithm 2; reference implementation adabelief-pytorch 0.2.1.
+    J. Zhuang et al., "AdaBelief optimizer: adapting stepsizes by the belief in observed gradients",
+    arXiv:2010.07468, algorithm 2 (not checked); reference implementation adabelief-pytorch 0.2.1.
 
     Examples
     --------

@@ -40,8 +40,8 @@ class Adadelta(Rule):
 
     References
     ----------
-    M. D. Zeiler, "ADADELTA: an adaptive learning rate method", arXiv:1212.5701, algorithm 1; reference implementation
-    ``torch.optim.Adadelta``.
+    M. D. Zeiler, "ADADELTA: an adaptive learning rate method", arXiv:1212.5701, algorithm 1 (not checked);
+    reference implementation ``torch.optim.Adadelta``.
 
     Examples
     --------

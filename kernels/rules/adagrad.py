@@ -41,8 +41,8 @@ class Adagrad(Rule):
 
     References
     ----------
-    J. Duchi, E. Hazan, Y. Singer, "Adaptive subgradient methods for online learning and stochastic optimization", JMLR
-    12, 2011, figure 1, diagonal form (not checked); reference implementation ``torch.optim.Adagrad``.
+    J. Duchi, E. Hazan, Y. Singer, "Adaptive subgradient methods for online learning and stochastic optimization",
+    JMLR 12, 2011, figure 1, diagonal form (not checked); reference implementation ``torch.optim.Adagrad``.
 
     Examples
     --------

@@ -41,8 +41,8 @@ class Adamax(Rule):
 
     References
     ----------
-    D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", arXiv:1412.6980, algorithm 2; reference
-    implementation ``torch.optim.Adamax``.
+    D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", arXiv:1412.6980, algorithm 2 (not checked);
+    reference implementation ``torch.optim.Adamax``.
 
     Examples
     --------

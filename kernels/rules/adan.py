@@ -48,7 +48,7 @@ class Adan(Rule):
     References
     ----------
     X. Xie et al., "Adan: adaptive Nesterov momentum algorithm for faster optimizing deep models", arXiv:2208.06677,
-    algorithm 1; reference implementation sail-sg/Adan.
+    algorithm 1 (not checked); reference implementation sail-sg/Adan.
 
     Examples
     --------

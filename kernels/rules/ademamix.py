@@ -51,8 +51,8 @@ class AdEMAMix(Rule):
 
     References
     ----------
-    M. Pagliardini et al., "The AdEMAMix optimizer: better, faster, older", arXiv:2409.03137, algorithm 1; reference
-    implementation ``bitsandbytes.optim.AdEMAMix``.
+    M. Pagliardini et al., "The AdEMAMix optimizer: better, faster, older", arXiv:2409.03137, algorithm 1 (not
+    checked); reference implementation ``bitsandbytes.optim.AdEMAMix``.
 
     Examples
     --------

@@ -44,7 +44,7 @@ class ADOPT(Rule):
     References
     ----------
     S. Taniguchi et al., "ADOPT: modified Adam can converge with any β₂ with the optimal rate", arXiv:2411.02853v3,
-    algorithm 2; reference implementation iShohei220/adopt.
+    algorithm 2 (not checked); reference implementation iShohei220/adopt.
 
     Examples
     --------

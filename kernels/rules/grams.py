@@ -35,8 +35,8 @@ class Grams(Rule):
 
     References
     ----------
-    Y. Cao et al., "Grams: gradient descent with adaptive momentum scaling", arXiv:2412.17107, algorithm 1; reference
-    implementation Gunale0926/Grams.
+    Y. Cao et al., "Grams: gradient descent with adaptive momentum scaling", arXiv:2412.17107, algorithm 1 (not
+    checked); reference implementation Gunale0926/Grams.
 
     Examples
     --------

@@ -44,8 +44,8 @@ class NAdam(Rule):
 
     References
     ----------
-    T. Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016, algorithm 8 with its schedule of μ (not
-    checked); reference implementation ``torch.optim.NAdam``.
+    T. Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016, algorithm 8 with its schedule of μ
+    (not checked); reference implementation ``torch.optim.NAdam``.
 
     Examples
     --------

@@ -46,8 +46,8 @@ class RAdam(Rule):
 
     References
     ----------
-    L. Liu et al., "On the variance of the adaptive learning rate and beyond", arXiv:1908.03265, algorithm 2; reference
-    implementation ``torch.optim.RAdam``.
+    L. Liu et al., "On the variance of the adaptive learning rate and beyond", arXiv:1908.03265, algorithm 2 (not
+    checked); reference implementation ``torch.optim.RAdam``.
 
     Examples
     --------

@@ -48,7 +48,8 @@ class RMSprop(Rule):
     References
     ----------
     T. Tieleman, G. Hinton, "Lecture 6.5: rmsprop", Coursera 2012; centered by A. Graves, "Generating sequences with
-    recurrent neural networks", arXiv:1308.0850, equations 38 to 45. Reference implementation ``torch.optim.RMSprop``.
+    recurrent neural networks", arXiv:1308.0850, equations 38 to 45 (not checked). Reference implementation
+    ``torch.optim.RMSprop``.
 
     Examples
     --------

@@ -40,9 +40,9 @@ class Rprop(Rule):
 
     References
     ----------
-    M. Riedmiller, H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", ICNN
-    1993 (not checked); this form is iRprop⁻ of C. Igel, M. Hüsken, 2000 (not checked). Reference implementation
-    ``torch.optim.Rprop``.
+    M. Riedmiller, H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm",
+    ICNN 1993 (not checked); this form is iRprop⁻ of C. Igel, M. Hüsken, 2000 (not checked). Reference
+    implementation ``torch.optim.Rprop``.
 
     Raises
     ------

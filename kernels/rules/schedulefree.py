@@ -92,7 +92,7 @@ class ScheduleFreeSGD(_ScheduleFree):
 
     References
     ----------
-    A. Defazio et al., "The road less scheduled", arXiv:2405.15682, section 1 and appendix for the weights; reference
+    A. Defazio et al., "The road less scheduled", arXiv:2405.15682, section 1 (not checked); reference
     implementation facebookresearch/schedule_free, ``SGDScheduleFree``.
 
     Raises
@@ -169,8 +169,8 @@ class ScheduleFreeAdamW(_ScheduleFree):
 
     References
     ----------
-    A. Defazio et al., "The road less scheduled", arXiv:2405.15682, algorithm 1; reference implementation
-    facebookresearch/schedule_free, ``AdamWScheduleFree`` without its later inner momentum.
+    A. Defazio et al., "The road less scheduled", arXiv:2405.15682, algorithm 1 (not checked); reference
+    implementation facebookresearch/schedule_free, ``AdamWScheduleFree`` without its later inner momentum.
 
     Raises
     ------

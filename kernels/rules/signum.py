@@ -37,8 +37,8 @@ class Signum(Rule):
 
     References
     ----------
-    J. Bernstein et al., "signSGD: compressed optimisation for non-convex problems", arXiv:1802.04434, algorithm 2;
-    reference implementation ``optax.contrib`` and ``optax.sign_sgd`` for the form without momentum.
+    J. Bernstein et al., "signSGD: compressed optimisation for non-convex problems", arXiv:1802.04434, algorithm 2
+    (not checked); reference implementation ``optax.signum``, and ``optax.sign_sgd`` for the form without momentum.
 
     Examples
     --------

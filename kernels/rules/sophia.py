@@ -44,7 +44,7 @@ class SophiaG(Rule):
     References
     ----------
     H. Liu et al., "Sophia: a scalable stochastic second-order optimizer for language model pre-training",
-    arXiv:2305.14342, algorithms 2 and 3; reference implementation Liuhong99/Sophia.
+    arXiv:2305.14342, algorithms 2 and 3 (not checked); reference implementation Liuhong99/Sophia.
 
     Examples
     --------
