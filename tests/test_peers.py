@@ -240,6 +240,35 @@ def test_presets_of_optax_are_its_defaults(optax: ModuleType) -> None:
                 assert value == theirs[names[ours]].default, (name, ours)
 
 
+KERAS = [
+    (name, extra)
+    for name in fastgd.presets["keras"]
+    for extra in ({}, dict(momentum=0.8), dict(momentum=0.8, nesterov=True))
+    if not extra or (name == "SGD" or (name == "RMSprop" and "nesterov" not in extra))
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Keras, about NumPy
+@pytest.mark.parametrize(("name", "extra"), KERAS)
+def test_presets_of_keras_are_its_defaults(name: str, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras without an argument and the preset, with a learning rate that changes; it runs on torch."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    start, grads = problem("float64", STEPS, [(65,)])
+    theirs = keras.Variable(start[0].copy(), dtype="float64")
+    reference = getattr(keras.optimizers, {"NAdam": "Nadam"}.get(name, name))(**extra)
+    reference.build([theirs])
+    opt = getattr(fastgd, name)(start, **fastgd.presets["keras"][name] | extra)
+    for k, step in enumerate(grads):
+        lr = fastgd.presets["keras"][name]["lr"] * (1.0 if k < 5 else 0.5)
+        reference.learning_rate = opt.param_groups[0]["lr"] = lr
+        reference.apply([torch.from_numpy(step[0].copy())], [theirs])
+        opt.step(step)
+    # Keras keeps its scalars in float32
+    assert error(start[0], keras.ops.convert_to_numpy(theirs)) < 1e-6
+
+
 def test_presets_are_arguments_of_their_classes() -> None:
     for library, table in fastgd.presets.items():
         for name, preset in table.items():
