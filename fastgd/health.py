@@ -214,11 +214,16 @@ class DryRun:
             As `thresholds` gives them.
         """
         self._program.bind("g", gradients)
+        plain = self._norms(steps, tail, 1.0, state)
+        norms = plain[:, :3]
         # Squares of very large and very small numbers leave the range; those of a shifted number do not.
         shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**500
-        plain, large, small = (self._norms(steps, tail, x, state) for x in (1.0, 1 / shift, shift))
-        norms = np.where(np.isfinite(plain[:, :3]), plain[:, :3], large[:, :3])
-        norms = np.where(norms > 1 / np.sqrt(shift), norms, np.where(np.isfinite(small[:, :3]), small[:, :3], norms))
+        if not np.isfinite(norms).all():
+            norms = np.where(np.isfinite(norms), norms, self._norms(steps, tail, 1 / shift, state)[:, :3])
+        lost = norms <= 1 / np.sqrt(shift)
+        if lost.any():
+            small = self._norms(steps, tail, shift, state)[:, :3]
+            norms = np.where(lost & np.isfinite(small), small, norms)
         rows = []
         for segment, group, (p, g, change), (zeros, bad) in zip(
             self._targets.segments, self._targets.group, norms.tolist(), plain[:, 3:].tolist(), strict=True

@@ -21,7 +21,7 @@ class Prepares(Protocol):
     """What gives the scalars of a step, as a rule does."""
 
     @property
-    def prepare(self) -> Callable[..., dict[str, float]]: ...  # noqa: D102
+    def prepare(self) -> Callable[..., dict[str, float]]: ...  # noqa: D102  # as of Rule
 
 
 class Rows:

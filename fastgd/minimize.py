@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastgd.checks import checked_number, checked_whole
 from fastgd.kernels.errors import ArrayError, HyperparameterError
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
@@ -124,9 +125,8 @@ def minimize(
     (True, 3.0)
     """
     rule = _rule(method, lr, hyper)
-    max_iter = _count("max_iter", max_iter)
-    if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 <= tol < np.inf:
-        raise HyperparameterError(f"tol must be a number, at least 0, given {tol!r}")
+    max_iter = checked_whole("max_iter", max_iter, 0)
+    tol = checked_number("tol", tol, 0.0)
     x = _start(x0)
     problem = _Problem(fun, jac, x)
     optimizer = Optimizer(x, rule, backend=backend)
@@ -289,12 +289,6 @@ def _start(x0: ArrayLike) -> NDArray[Any]:
     if given.dtype.kind not in "fiu" or isinstance(x0, np.ma.MaskedArray):
         raise ArrayError(f"x0 must be a real number or array, given {type(x0).__name__} of {given.dtype}")
     return np.array(given, np.float32 if given.dtype == np.float32 else np.float64, order="C")
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise HyperparameterError(f"{name} must be a whole number, at least 0, given {value!r}")
-    return int(value)
 
 
 def _rule(method: str | Rule, lr: float | None, hyper: dict[str, Any]) -> Rule:

@@ -606,8 +606,9 @@ class Optimizer:
 
         Notes
         -----
-        The step is computed as `step` would, at one pass more than its own, with kernels that store nothing; they are
-        compiled at the first report.
+        The step is computed as `step` would, with kernels that store nothing, compiled at the first report. That is one
+        pass, of a rule with norms two; and as much again where a norm is 0 or too small for its square, or where a
+        square is too large.
 
         Examples
         --------

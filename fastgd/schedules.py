@@ -161,7 +161,7 @@ def _ascending(name: str, given: Any) -> list[int]:
 
 def _part(name: str, given: Any) -> Callable[[int], Any]:
     if callable(given):
-        return given  # type: ignore[no-any-return]
+        return given  # type: ignore[no-any-return]  # whatever a user gives
     if not isinstance(given, Real):
         raise HyperparameterError(f"{name} must be a number or a function of the steps taken, given {given!r}")
     value = checked_number(name, given)
