@@ -11,8 +11,6 @@ from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import sqrt
 from fastgd.kernels.rule import Rule
 
-_RANGES: Mapping[str, tuple[float, float]] = dict.fromkeys(("warmup_steps", "weight_lr_power"), (0.0, math.inf))
-
 
 class _ScheduleFree(Rule):
     """What both have in common: the weights of the average, and the two points between which the parameters move."""
@@ -21,6 +19,10 @@ class _ScheduleFree(Rule):
     warmup_steps: float
     r: float
     weight_lr_power: float
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "warmup_steps": (0.0, math.inf),
+        "weight_lr_power": (0.0, math.inf),
+    }
     asides: ClassVar[Mapping[str, str]] = {"eval": "swap", "train": "swap"}
 
     @property
@@ -118,7 +120,6 @@ class ScheduleFreeSGD(_ScheduleFree):
     warmup_steps: float = 0.0
     r: float = 0.0
     weight_lr_power: float = 2.0
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = _RANGES
 
     @property
     def interpolation(self) -> float:
@@ -197,7 +198,6 @@ class ScheduleFreeAdamW(_ScheduleFree):
     r: float = 0.0
     weight_lr_power: float = 2.0
     states: ClassVar[Mapping[str, str]] = {"v": "exp_avg_sq"}
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = _RANGES
 
     @property
     def interpolation(self) -> float:
