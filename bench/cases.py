@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.rule import Rule, plan
+from fastgd.kernels.plan import plan
+from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 from fastgd.kernels.tail import Tail
 from fastgd.optimizer import Optimizer

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import fastgd
 from fastgd import functional, optimizers
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.rule import Rule, describe, plan
+from fastgd.kernels.plan import describe, plan
+from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 
 ROOT = Path(__file__).parent.parent

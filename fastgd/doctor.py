@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import backends
-from fastgd.kernels.rule import plan
+from fastgd.kernels.plan import plan
 from fastgd.kernels.rules import RULES
 
 Status = Literal["ok", "note", "warn", "fail"]

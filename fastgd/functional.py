@@ -28,7 +28,8 @@ from fastgd.backend import as_array, sweep_maker
 from fastgd.checks import checked_number
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
-from fastgd.kernels.rule import Plan, Rule, plan, state_name, step_number
+from fastgd.kernels.plan import Plan, plan
+from fastgd.kernels.rule import Rule, state_name, step_number
 from fastgd.kernels.rules import RULES
 from fastgd.launch import Launch
 from fastgd.targets import Arrays, Targets
@@ -55,7 +56,7 @@ class _Call:
 
     def __init__(self, form: _Form, rule: Rule, parameters: NDArray[Any]) -> None:
         targets = Targets.of([{"params": parameters}], True)
-        self._launch = Launch(form.plan, [rule], [0], targets, sweep_maker("numba", None))
+        self._launch = Launch(form.plan, {0: rule}, [0], targets, sweep_maker("numba", None))
         self._launch_all = self._launch.compile()
         self._addresses = [0] * len(form.names)
         self._runs = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fastgd.backend import SweepOnArrays
 from fastgd.checks import checked_number
-from fastgd.kernels.rule import Plan, Rule, plan
-from fastgd.kernels.tail import Tail, dry_run
+from fastgd.kernels.plan import Plan, plan
+from fastgd.kernels.rule import Rule
+from fastgd.kernels.tail import Tail
 from fastgd.program import Program
 from fastgd.targets import Arrays, Targets
 
@@ -167,7 +168,7 @@ class DryRun:
     make
         Constructor of a sweep on the backend.
     states
-        Flat state arrays by their outer names.
+        State arrays by their outer names.
     """
 
     def __init__(
@@ -176,16 +177,15 @@ class DryRun:
         max_value: bool,
         targets: Targets,
         make: Callable[..., SweepOnArrays],
-        states: Mapping[str, NDArray[Any]],
+        states: Mapping[str, Arrays],
     ) -> None:
         def planned(rule: Rule) -> Plan:
-            made = plan(rule, Tail(max_value=max_value))
-            return replace(made, sweeps=dry_run(made.sweeps))
+            return plan(rule, Tail(max_value=max_value)).dry()
 
         self._targets = targets
         self._program = Program(rules, planned, targets, make)
         self._program.bind("p", targets.parameters)
-        self._program.bind_states(states, targets)
+        self._program.bind_states(states)
 
     def report(
         self,
@@ -252,9 +252,10 @@ class DryRun:
         found = np.zeros((len(self._targets.segments), 5))
         for launch, real in zip(self._program.launches, state.launches, strict=True):
             launch.scalar_states = {name: values.copy() for name, values in real.scalar_states.items()}
-            for index, i in enumerate(launch.groups):
-                rule, t = steps[i]
-                launch.prepare(index, rule, t, {**tail, "_shift": shift})
+        for prepare, index, i in self._program.prepares:
+            rule, t = steps[i]
+            prepare(index, rule, t, {**tail, "_shift": shift})
+        for launch in self._program.launches:
             launch.run()
             found[launch.segments] = launch.sums()
         with np.errstate(all="ignore"):

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from fastgd.backend import SweepOnArrays
 from fastgd.kernels.errors import HyperparameterError
+from fastgd.kernels.matrix_sweep import MatrixSweep
+from fastgd.kernels.plan import SIZE, Plan
 from fastgd.kernels.reference import compile_text
-from fastgd.kernels.rule import Plan, Rule, prepare_arguments, state_name
+from fastgd.kernels.rule import Rule, fallback_of, prepare_arguments, state_name
 from fastgd.targets import Arrays, Targets
 
 
@@ -51,6 +53,14 @@ class Rows:
             ) from None
 
 
+class Values(list[Mapping[str, float]]):
+    """Scalars of a matrix rule, a dict for each group: Python's floats, as its operators take them."""
+
+    def put(self, row: int, values: Mapping[str, float]) -> None:
+        """Keep values."""
+        self[row] = values
+
+
 class Launch:
     """The sweeps of one plan over the segments of its groups.
 
@@ -59,32 +69,38 @@ class Launch:
     plan
         Sweeps and the code between them.
     rules
-        Of all groups; those of the groups that take part agree in all but numbers.
-    groups
-        Numbers of the groups that take part.
+        Of the groups that take part, by their numbers; they agree in all but numbers.
+    segments
+        Numbers of the segments that take part.
     targets
-        All segments of the optimizer; those of other groups are left alone.
+        All segments of the optimizer.
     make
         Constructor of a sweep on the backend.
+    is_fallback
+        Whether the rules are the fallbacks of the groups' own.
     """
 
     def __init__(
         self,
         plan: Plan,
-        rules: Sequence[Rule],
-        groups: Sequence[int],
+        rules: Mapping[int, Rule],
+        segments: Sequence[int],
         targets: Targets,
         make: Callable[..., SweepOnArrays],
+        is_fallback: bool = False,
     ) -> None:
-        rule = rules[groups[0]]
         self.plan = plan
-        self.groups = tuple(groups)
+        self.rules = rules
+        self.groups = tuple(rules)
+        self.is_fallback = is_fallback
+        rule = rules[self.groups[0]]
+        self._title = type(rule).__name__
         self.states = {short: state_name(rule, short) for short in plan.states}
-        self.segments = [s for s, g in enumerate(targets.group) if g in groups]
-        self._group_of = np.array([self.groups.index(targets.group[s]) for s in self.segments], np.int64)
+        self.segments = list(segments)
+        self._group_of = np.array([self.groups.index(targets.group[s]) for s in segments], np.int64)
         self._per_segment = plan.level == "per_segment"
         self._prepare_takes = tuple(n for n in prepare_arguments(type(rule)) if n in plan.scalar_states)
-        self._given: list[dict[str, float]] = [{} for _ in groups]
+        self._given: list[dict[str, float]] = [{} for _ in self.groups]
         self._next: dict[str, NDArray[np.float64]] = {}
         self.scalar_states = {
             name: np.array(
@@ -93,15 +109,23 @@ class Launch:
             for name, start in plan.scalar_states.items()
         }
         sizes = [targets.segments[s].size for s in self.segments]
+        self._summed = np.array(sizes if self._per_segment else [sum(sizes)], float)
+        self._shared = plan.shared
         by_group = self._group_of.tolist()
         self.sweeps: list[SweepOnArrays] = []
-        self._rows: list[Rows] = []
+        self._rows: list[Rows | Values] = []
+        if plan.matrix is not None:
+            values = Values({} for _ in self.groups)
+            shapes = [targets.segments[s].shape for s in self.segments]
+            self._rows.append(values)
+            self.sweeps.append(MatrixSweep(plan.matrix, shapes, by_group, values))
         for sweep in plan.sweeps:
             last = plan.combine is not None and sweep is plan.sweeps[-1]
             rows = list(range(len(sizes))) if last and self._per_segment else by_group
-            count = len(rows) if last and self._per_segment else len(groups)
-            self._rows.append(Rows(sweep.scalars, count, targets.dtype))
-            self.sweeps.append(make(sweep, sizes, rows, self._rows[-1].array, type(rule).__name__.lower()))
+            count = len(rows) if last and self._per_segment else len(self.groups)
+            packed = Rows(sweep.scalars, count, targets.dtype)
+            self._rows.append(packed)
+            self.sweeps.append(make(sweep, sizes, rows, packed.array, self._title.lower()))
         self._last = self.sweeps[-1]
         self._combine = compile_text(plan.combine, np.dtype(np.float64)) if plan.combine else None
 
@@ -112,9 +136,9 @@ class Launch:
         return [("segment", s) for s in self.segments] if self._per_segment else [("all", 0)]
 
     def scalars(self) -> dict[tuple[str, str, int], float]:
-        """Every number of the scalar states by its name and owner."""
+        """Every number of the scalar states by its name, the rule's in front, and owner."""
         return {
-            (name, *owner): float(value)
+            (f"{self._title}.{name}", *owner): float(value)
             for name, values in self.scalar_states.items()
             for owner, value in zip(self._owners(name), values, strict=True)
         }
@@ -123,7 +147,7 @@ class Launch:
         """Take over what `scalars` gave, also of a launch with other groups; a number that is not there stays."""
         for name, values in self.scalar_states.items():
             for i, owner in enumerate(self._owners(name)):
-                values[i] = scalars.get((name, *owner), values[i])
+                values[i] = scalars.get((f"{self._title}.{name}", *owner), values[i])
 
     def bind(self, name: str, quantity: Arrays) -> None:
         """Take the arrays of a quantity: ``p``, ``g``, ``ema`` or a state."""
@@ -156,8 +180,20 @@ class Launch:
             self._rows[0].put(index, values)
         else:
             self._given[index] = values
+            for name in self._shared if index else ():
+                if values[name] != self._given[0][name]:
+                    raise HyperparameterError(
+                        f"{self._title} has one {' and one '.join(self.scalar_states)} for all its groups, which "
+                        f"must agree in {name}: given {self._given[0][name]!r} and {values[name]!r}"
+                    )
             for rows in self._rows[:-1]:
                 rows.put(index, values)
+
+    def prepare_fallback(self, index: int, rule: Rule, t: int, tail: Mapping[str, float]) -> None:
+        """As `prepare`, given the rule that this launch's is the fallback of."""
+        fallback = fallback_of(rule)
+        assert fallback is not None
+        self.prepare(index, fallback, t, tail)
 
     def _state(self, name: str, index: int) -> float:
         values = self.scalar_states[name]
@@ -196,7 +232,7 @@ class Launch:
         combine, last = self.plan.combine, self.plan.sweeps[-1]
         assert combine is not None and self._combine is not None
         sums = self.sweeps[0].sums() if self._per_segment else self.sweeps[0].total()[None]
-        terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True))
+        terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True)) | {SIZE: self._summed}
         rows = self._group_of if self._per_segment else slice(None)
         scalars = {
             n: np.array([v[n] for v in self._given])[rows]
@@ -209,9 +245,12 @@ class Launch:
             )
         for name, value in zip(combine.writes, results, strict=True):
             if name in self.scalar_states:
-                self._next[name] = np.array(np.broadcast_to(value, self.scalar_states[name].shape))
+                one = value if self._per_segment else np.ravel(value)[:1]  # of all groups, which agree
+                self._next[name] = np.array(np.broadcast_to(one, self.scalar_states[name].shape), float)
             scalars[name] = value
-        table = self._rows[-1].array
+        rows_of_last = self._rows[-1]
+        assert isinstance(rows_of_last, Rows)
+        table = rows_of_last.array
         with np.errstate(over="ignore"):
             for k, name in enumerate(last.scalars):
                 table[:, k] = scalars[name]

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
-
 from fastgd.accumulation import Accumulator
 from fastgd.backend import SweepOnArrays
-from fastgd.flat import aligned_zeros
 from fastgd.gradient import GradientCheck
 from fastgd.groups import Changes, Group
 from fastgd.health import DryRun
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.rule import Rule, plan, plan_aside
+from fastgd.kernels.plan import plan, plan_aside
+from fastgd.kernels.rule import Rule, fixed
 from fastgd.program import Program
 from fastgd.settings import Settings
+from fastgd.state_arrays import StateArray, lay_out_states
 from fastgd.targets import Arrays, Targets
 
 
@@ -58,7 +57,7 @@ class Layout:
     rules : list of Rule
         Of each group, with its hyperparameters as of the last step.
     options : list of dict
-        Static options of each group.
+        What of each group's rule is fixed: see `fastgd.kernels.rule.fixed`.
     started_at : list of int
         Value of the optimizer's t at which a group had taken no step.
     counted_from : int
@@ -68,8 +67,8 @@ class Layout:
         Under the tail that moves the average, and under the one that does not, where there are both.
     program : Program
         That of the next step.
-    states : dict of str to ndarray
-        Flat state arrays by their outer names.
+    states : dict of str to StateArray
+        By their outer names.
     ema
         The average in the form of params, or None.
     average : Arrays or None
@@ -95,7 +94,7 @@ class Layout:
         self.params = params
         self.groups = tuple(groups)
         self.rules = rules
-        self.options = [rule.options() for rule in rules]
+        self.options = [fixed(rule) for rule in rules]
         self.started_at = started_at
         self.counted_from = t
         self.targets = targets
@@ -103,6 +102,7 @@ class Layout:
         self.programs = tuple(Program(rules, partial(plan, tail=tail), targets, terms.make) for tail in settings.tails)
         self.program = self.programs[0]
         self.states = self._started_states(before)
+        self._bound_states = {name: state.arrays for name, state in self.states.items()}
         self._copies: list[Any] = []  # the average, a form for each group with parameters
         self.ema: Any = None
         self.average: Arrays | None = None
@@ -113,7 +113,7 @@ class Layout:
             self.program.bind("ema", self.average)
         for program in self.programs:
             program.bind("p", targets.parameters)
-            program.bind_states(self.states, targets)
+            program.bind_states(self._bound_states)
             program.share_scalars(self.program)
         self.check: GradientCheck | None = None
         if settings.max_norm is not None or settings.on_nonfinite != "propagate":
@@ -159,24 +159,28 @@ class Layout:
             new.check.norm = self.check.norm
         return new
 
-    def _started_states(self, before: Layout | None) -> dict[str, NDArray[Any]]:
-        """Make the state arrays; those of an earlier layout go on, the others start."""
+    def _started_states(self, before: Layout | None) -> dict[str, StateArray]:
+        """Make the state arrays; the parts of an earlier layout go on, the others start."""
         launches = before.program.launches if before else []
-        kept = {(name, s) for launch in launches for name in launch.states.values() for s in launch.segments}
+        kept = {
+            (name, s): before.states[name].part(s)
+            for launch in launches
+            for name in launch.states.values()
+            for s in launch.segments
+            if before
+        }
+        states = lay_out_states(self.program, self.targets)
         parameters = self.targets.views(self.targets.parameters)
-        states: dict[str, NDArray[Any]] = {}
+        for name, state in states.items():
+            self.targets.take(f"the state {name!r}", [state.array])
         for launch in self.program.launches:
             for short, name in launch.states.items():
-                if name not in states:
-                    states[name] = aligned_zeros(self.targets.extent, self.targets.dtype)
-                    self.targets.take(f"the state {name!r}", [states[name]])
-                    if before and name in before.states:
-                        states[name][: before.states[name].size] = before.states[name]
                 for s in launch.segments:
-                    if (name, s) not in kept:
-                        start = self.rules[self.targets.group[s]].init().get(short, 0.0)
-                        segment = self.targets.segments[s]
-                        part = states[name][segment.offset : segment.offset + segment.size]
+                    part = states[name].part(s)
+                    if (name, s) in kept and kept[name, s].size == part.size:
+                        part[:] = kept[name, s]
+                    else:
+                        start = launch.rules[self.targets.group[s]].init().get(short, 0.0)
                         part[:] = parameters[s] if isinstance(start, str) else start  # "p": a copy
         return states
 
@@ -209,7 +213,7 @@ class Layout:
         if name not in self._asides:
             made = Program(self.rules, partial(plan_aside, name=name), self.targets, self._terms.make)
             made.bind("p", self.targets.parameters)
-            made.bind_states(self.states, self.targets)
+            made.bind_states(self._bound_states)
             self._asides[name] = made
         return self._asides[name]
 
@@ -217,7 +221,7 @@ class Layout:
         """Give the step that stores nothing, made at the first call."""
         if self.dry_run is None:
             clips = self._terms.settings.max_value is not None
-            self.dry_run = DryRun(self.rules, clips, self.targets, self._terms.make, self.states)
+            self.dry_run = DryRun(self.rules, clips, self.targets, self._terms.make, self._bound_states)
         return self.dry_run
 
 

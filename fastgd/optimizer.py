@@ -20,11 +20,11 @@ from fastgd.checks import checked_number
 from fastgd.groups import Changes, Group
 from fastgd.health import Report, thresholds
 from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
-from fastgd.kernels.rule import Rule
+from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
 from fastgd.settings import Settings
-from fastgd.state import Expected, checked
+from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
 
 _NOTHING: Any = object()  # no gradients bound yet; None stands for the parameters' own
@@ -218,7 +218,7 @@ class Optimizer:
     @property
     def state(self) -> Mapping[str, NDArray[Any]]:
         """Flat state arrays by torch's names."""
-        return MappingProxyType(self._layout.states)
+        return MappingProxyType({name: state.array for name, state in self._layout.states.items()})
 
     @property
     def bytes_per_param(self) -> int:
@@ -391,8 +391,8 @@ class Optimizer:
         try:
             group.changed = False
             rule, scheduled = group.read(layout.rules[i], i, self._t - layout.started_at[i])
-            if rule.options() != layout.options[i]:
-                changed = [k for k, v in rule.options().items() if v != layout.options[i][k]]
+            if (now := fixed(rule)) != (built := layout.options[i]):
+                changed = [k for k in {**built, **now} if built.get(k) != now.get(k)]
                 raise HyperparameterError(
                     f"group {i}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
                     "which is fixed when the optimizer is built; build a new one"
@@ -690,14 +690,14 @@ class Optimizer:
             for group, rule, start in zip(layout.groups, layout.rules, layout.started_at, strict=True):
                 now = {n: getattr(rule, n) if callable(group.get(n)) else group.get(n) for n in self._names}
                 made = self._rule_class(**now)  # a value that was set and not yet read is checked here
-                groups.append({n: getattr(made, n) for n in self._names} | {"t": self._t - start})
+                groups.append(plain(made) | {"t": self._t - start})
             return {
                 "rule": self._rule_class.__name__.lower(),
                 "t": self._t,
                 "dtype": str(layout.targets.dtype),
                 "segments": [(s.name, s.shape) for s in layout.targets.segments],
                 "param_groups": groups,
-                "state": {name: flat.copy() for name, flat in layout.states.items()},
+                "state": {name: state.array.copy() for name, state in layout.states.items()},
                 "scalar_state": [
                     {k: v.tolist() for k, v in launch.scalar_states.items()} for launch in layout.program.launches
                 ],
@@ -720,12 +720,11 @@ class Optimizer:
             layout = self._layout
             launches = layout.program.launches
             expected = Expected(
-                self._rule_class,
+                layout.rules,
                 layout.targets.dtype,
                 [(s.name, s.shape) for s in layout.targets.segments],
                 layout.targets.extent,
-                layout.options,
-                list(layout.states),
+                {name: state.array.size for name, state in layout.states.items()},
                 [{name: len(values) for name, values in launch.scalar_states.items()} for launch in launches],
                 layout.average is not None,
                 ("train", "eval") if "eval" in self._rule.asides else ("train",),
@@ -736,8 +735,8 @@ class Optimizer:
             for rule, group in zip(loaded.rules, layout.groups, strict=True):
                 group.update({n: getattr(rule, n) for n in self._names if not callable(group.get(n))})
             layout.rules = loaded.rules
-            for name, flat in layout.states.items():
-                flat[:] = state["state"][name]
+            for name, own in layout.states.items():
+                own.array[:] = state["state"][name]
             for launch, scalars in zip(launches, loaded.scalars, strict=True):
                 for name, values in scalars.items():
                     launch.scalar_states[name][:] = values

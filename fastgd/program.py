@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from fastgd.backend import SweepOnArrays
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.rule import Plan, Rule
+from fastgd.kernels.plan import Plan
+from fastgd.kernels.rule import Rule, fallback_of, fixed
 from fastgd.launch import Launch
 from fastgd.targets import Arrays, Targets
+
+
+@dataclass
+class _Part:
+    """What one launch is over: rules of the same static options, by the numbers of their groups, and segments."""
+
+    is_fallback: bool
+    rules: dict[int, Rule]
+    segments: list[int]
+
+
+def _parts(rules: Sequence[Rule], targets: Targets) -> list[_Part]:
+    """Sort what each group's rule serves, and what is left to its fallback, by static options."""
+    parts: list[_Part] = []
+    for i, rule in enumerate(rules):
+        own = [s for s, group in enumerate(targets.group) if group == i]
+        left = [s for s in own if not rule.serves(targets.segments[s].shape)]
+        fallback = fallback_of(rule)
+        if left and fallback is None:
+            name, shape = targets.segments[left[0]].name, targets.segments[left[0]].shape
+            raise HyperparameterError(
+                f"{type(rule).__name__} does not serve {name!r} of shape {shape}: give fallback=, a rule that does"
+            )
+        served = [s for s in own if s not in left]
+        if served or not left:
+            _join(parts, _Part(False, {i: rule}, served))
+        if left and fallback is not None:
+            _join(parts, _Part(True, {i: fallback}, left))
+    for part in parts:
+        part.segments.sort()
+    return parts
+
+
+def _join(parts: list[_Part], new: _Part) -> None:
+    rule = new.rules[min(new.rules)]
+    for known in parts:
+        first = known.rules[min(known.rules)]
+        if known.is_fallback == new.is_fallback and type(first) is type(rule) and first.options() == rule.options():
+            known.rules |= new.rules
+            known.segments += new.segments
+            return
+    parts.append(new)
 
 
 class Program:
@@ -50,21 +91,20 @@ class Program:
         targets: Targets,
         make: Callable[..., SweepOnArrays],
     ) -> None:
-        sets: list[tuple[dict[str, object], list[int]]] = []
-        for i, rule in enumerate(rules):
-            options = rule.options()
-            for known, members in sets:
-                if known == options:
-                    members.append(i)
-                    break
-            else:
-                sets.append((options, [i]))
-        self.launches = [Launch(planned(rules[members[0]]), rules, members, targets, make) for _, members in sets]
-        if len(sets) > 1 and any(launch.plan.level == "total" for launch in self.launches):
+        self.launches = [
+            Launch(planned(part.rules[min(part.rules)]), part.rules, part.segments, targets, make, part.is_fallback)
+            for part in _parts(rules, targets)
+        ]
+        if len(self.launches) > 1 and any(launch.plan.level == "total" for launch in self.launches):
             raise HyperparameterError(
-                f"{type(rules[0]).__name__} sums over all parameters: its groups must agree in {', '.join(sets[0][0])}"
+                f"{type(rules[0]).__name__} sums over all parameters: its groups must agree in "
+                f"{', '.join(fixed(rules[0]))}"
             )
-        self.prepares = [(x.prepare, index, i) for x in self.launches for index, i in enumerate(x.groups)]
+        self.prepares: list[tuple[Callable[..., None], int, int]] = [
+            (launch.prepare_fallback if launch.is_fallback else launch.prepare, index, i)
+            for launch in self.launches
+            for index, i in enumerate(launch.groups)
+        ]
         self.runs: list[Callable[[], None]] = []
 
     def compile(self) -> list[Callable[[], None]]:
@@ -77,11 +117,11 @@ class Program:
         for launch in self.launches:
             launch.bind(name, quantity)
 
-    def bind_states(self, states: Mapping[str, NDArray[Any]], targets: Targets) -> None:
-        """Take the flat state arrays, by their outer names."""
+    def bind_states(self, states: Mapping[str, Arrays]) -> None:
+        """Take the state arrays, by their outer names."""
         for launch in self.launches:
             for short, name in launch.states.items():
-                launch.bind(short, Arrays([states[name]], targets.flat))
+                launch.bind(short, states[name])
 
     def share_scalars(self, other: Program) -> None:
         """Keep the scalar states together with a program of the same groups and another tail."""

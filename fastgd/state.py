@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.kernels.errors import CheckpointError
-from fastgd.kernels.rule import Rule
+from fastgd.kernels.rule import Rule, fallback_of, fixed
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,16 @@ class Expected:
 
     Attributes
     ----------
-    rule_class
-        Class of the rule.
+    rules
+        Of each group: of one class, with what is fixed of them.
     dtype
         Of the parameters, and so of every array.
     segments
         Name and shape of each.
     extent
-        Length of a flat array.
-    options
-        Static options of each group.
+        Length of an array laid out as the parameters are.
     states
-        Names of the state arrays.
+        Lengths of the state arrays by name.
     scalars
         Lengths of the scalar states by name, of each launch.
     ema
@@ -40,12 +38,11 @@ class Expected:
         What the mode may be.
     """
 
-    rule_class: type[Rule]
+    rules: Sequence[Rule]
     dtype: np.dtype[Any]
     segments: list[tuple[str, tuple[int, ...]]]
     extent: int
-    options: Sequence[Mapping[str, object]]
-    states: Sequence[str]
+    states: Mapping[str, int]
     scalars: Sequence[Mapping[str, int]]
     ema: bool
     modes: Sequence[str]
@@ -72,7 +69,7 @@ def checked(state: Mapping[str, Any], expected: Expected) -> Loaded:
         If a hyperparameter is out of range.
     """
     own = {
-        "rule": expected.rule_class.__name__.lower(),
+        "rule": type(expected.rules[0]).__name__.lower(),
         "dtype": str(expected.dtype),
         "segments": expected.segments,
     }
@@ -98,19 +95,38 @@ def checked(state: Mapping[str, Any], expected: Expected) -> Loaded:
 def _rules(groups: Any, expected: Expected) -> list[Rule]:
     if not isinstance(groups, list | tuple) or not all(isinstance(saved, Mapping) for saved in groups):
         raise CheckpointError(f"the state's param_groups must be a list of dicts, given {groups!r}")
-    if len(groups) != len(expected.options):
-        raise CheckpointError(f"the state must have {len(expected.options)} groups, given {len(groups)}")
-    names = expected.rule_class.hyperparameters()
-    rules = []
-    for i, (saved, options) in enumerate(zip(groups, expected.options, strict=True)):
-        missing = {*names, "t"} - set(saved)
-        if missing:
-            raise CheckpointError(f"group {i} of the state has no {', '.join(map(repr, sorted(missing)))}")
-        rule = expected.rule_class(**{n: saved[n] for n in names})
-        if rule.options() != options:
-            raise CheckpointError(f"group {i} of the state has options {rule.options()}, here {options}")
-        rules.append(rule)
-    return rules
+    if len(groups) != len(expected.rules):
+        raise CheckpointError(f"the state must have {len(expected.rules)} groups, given {len(groups)}")
+    return [
+        _rule(saved, own, f"group {i} of the state")
+        for i, (saved, own) in enumerate(zip(groups, expected.rules, strict=True))
+    ]
+
+
+def _rule(saved: Mapping[str, Any], own: Rule, title: str) -> Rule:
+    names = own.hyperparameters()
+    missing = {*names, "t"} - set(saved)
+    if missing:
+        raise CheckpointError(f"{title} has no {', '.join(map(repr, sorted(missing)))}")
+    values = {n: saved[n] for n in names}
+    fallback = fallback_of(own)
+    if isinstance(given := values.get("fallback"), Mapping):
+        if fallback is None or given.get("rule") != type(fallback).__name__.lower():
+            raise CheckpointError(f"{title} has a fallback {given.get('rule')!r}, here {fallback!r}")
+        values["fallback"] = _rule({**given, "t": 0}, fallback, f"the fallback of {title}")
+    rule = type(own)(**values)
+    if fixed(rule) != fixed(own):
+        raise CheckpointError(f"{title} has options {fixed(rule)}, here {fixed(own)}")
+    return rule
+
+
+def plain(rule: Rule) -> dict[str, Any]:
+    """Give the values of a rule as plain data; those of a fallback as a dict with its name."""
+    values = {n: getattr(rule, n) for n in rule.hyperparameters()}
+    fallback = fallback_of(rule)
+    if fallback is not None:
+        values["fallback"] = {"rule": type(fallback).__name__.lower(), **plain(fallback)}
+    return values
 
 
 def _check_arrays(state: Mapping[str, Any], expected: Expected) -> None:
@@ -125,6 +141,7 @@ def _check_arrays(state: Mapping[str, Any], expected: Expected) -> None:
             else "the state has an average, given ema, and this optimizer keeps none"
         )
     arrays = dict(state["state"])
+    extents = dict(expected.states)
     if state["ema"] is not None:
         arrays["ema"] = state["ema"]
     if (waiting := state["accumulated"]) is not None:
@@ -133,9 +150,10 @@ def _check_arrays(state: Mapping[str, Any], expected: Expected) -> None:
         _count("accumulated count", waiting["count"], 1)
         arrays["accumulated sum"] = waiting["sum"]
     for name, given in arrays.items():
-        if np.shape(given) != (expected.extent,) or np.asarray(given).dtype != expected.dtype:
+        wanted = (extents.get(name, expected.extent),)
+        if np.shape(given) != wanted or np.asarray(given).dtype != expected.dtype:
             raise CheckpointError(
-                f"the state's {name} must be {expected.dtype} of shape {(expected.extent,)}, "
+                f"the state's {name} must be {expected.dtype} of shape {wanted}, "
                 f"given {np.asarray(given).dtype} of shape {np.shape(given)}"
             )
 

@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from fastgd.kernels.cpu import FLAGS
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
 from fastgd.kernels.language import Sweep
+from fastgd.kernels.plan import plan
 from fastgd.kernels.printers import scalar_text
-from fastgd.kernels.rule import Rule, plan, state_name, step_number
+from fastgd.kernels.rule import Rule, state_name, step_number
 from fastgd.kernels.rules import RULES
 
 

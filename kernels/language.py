@@ -121,7 +121,7 @@ class Sweep:
         assigned: set[str] = set()
         read: set[str] = set()
         for name, expression in self.statements:
-            read |= _names(expression) - assigned
+            read |= names_in(expression) - assigned
             assigned.add(name)
         return tuple(a for a in self.arrays if a in read)
 
@@ -130,7 +130,8 @@ class Sweep:
         return itemsize * (len(self.reads) + len(self.writes))
 
 
-def _names(node: ast.AST) -> set[str]:
+def names_in(node: ast.AST) -> set[str]:
+    """Give the names that stand in an expression."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
@@ -236,7 +237,7 @@ class _Parser:
             # An array whose assignment was folded away is not written, and if nothing names it, not allocated.
             assigned = {name for name, _ in self.statements}
             writes = {a: w for a, w in writes.items() if a in assigned}
-        used = set().union(*(_names(e) for _, e in self.statements), writes.values(), sums.values())
+        used = set().union(*(names_in(e) for _, e in self.statements), writes.values(), sums.values())
         return Sweep(
             name=self.tree.name,
             arrays=tuple(a for a in self.positional if self.combine or a in used),

@@ -1,4 +1,4 @@
-"""What a rule is, and the plan of sweeps that follows from it."""
+"""What a rule is: hyperparameters with their ranges, and arithmetic."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import inspect
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from numbers import Real
 from typing import Any, ClassVar
 
-from fastgd.kernels.errors import HyperparameterError, RuleError
-from fastgd.kernels.language import Level, Sweep, parse
-from fastgd.kernels.tail import NAMES, Tail, gradient_norm, with_tail
+from fastgd.kernels.errors import HyperparameterError
 
 NON_NEGATIVE = (0.0, math.inf)
 FRACTION = (0.0, 1.0)  # 1 excluded
@@ -31,7 +29,8 @@ class Rule:
     Subclass it as a frozen, keyword-only dataclass whose fields are the hyperparameters, and give it a static method
     ``update``. Its signature is the declaration: after ``p, g`` the state arrays, after ``*`` the scalars; the names
     of arrays it returns are written. A rule with ``stages`` ``("measure", "update")`` has two sweeps: ``measure``
-    returns arrays and ``per_segment(name=term, ...)`` or ``total(...)``, ``combine`` makes scalars of the sums.
+    returns arrays and ``per_segment(name=term, ...)`` or ``total(...)``, ``combine`` makes scalars of the sums; it may
+    also take ``size``, the number of elements that were summed over.
 
     Attributes
     ----------
@@ -99,6 +98,10 @@ class Rule:
         """Names of the sweeps in their order."""
         return ("update",)
 
+    def serves(self, shape: tuple[int, ...]) -> bool:
+        """Whether the rule updates an array of this shape; one that it does not goes to its ``fallback``, a rule."""
+        return True
+
     def prepare(self, t: int) -> dict[str, float]:
         """Compute, in float64, the scalars of step `t` (from 1), and the new scalar states it took as arguments."""
         raise NotImplementedError(f"{type(self).__name__} has no prepare(self, t)")
@@ -127,11 +130,27 @@ class Rule:
                 )
             return value
         if declared.startswith("tuple"):
-            count = declared.count(",") + 1
-            if not isinstance(value, tuple | list) or len(value) != count:
-                raise HyperparameterError(f"{title} must be {count} numbers, given {value!r}")
-            return tuple(self._number(title, name, v) for v in value)
-        return self._number(title, name, value)
+            kinds = [kind.strip() for kind in declared.partition("[")[2].rpartition("]")[0].split(",")]
+            if not isinstance(value, tuple | list) or len(value) != len(kinds):
+                raise HyperparameterError(f"{title} must be {len(kinds)} numbers, given {value!r}")
+            return tuple(self._checked(name, kind, v) for kind, v in zip(kinds, value, strict=True))
+        if declared.startswith("Rule"):
+            return self._rule(title, value)
+        number = self._number(title, name, value)
+        if declared.startswith("int"):
+            if number != int(number):
+                raise HyperparameterError(f"{title} must be a whole number, given {value!r}")
+            return int(number)
+        return number
+
+    def _rule(self, title: str, value: Any) -> Rule:
+        if not isinstance(value, Rule):
+            raise HyperparameterError(f"{title} must be a rule such as kernels.rules.AdamW(lr=1e-3), given {value!r}")
+        if value.asides or fallback_of(value) is not None:
+            raise HyperparameterError(
+                f"{title} must be a rule that is all in its step and has no fallback of its own, given {value!r}"
+            )
+        return value
 
     def _number(self, title: str, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -149,108 +168,17 @@ class Rule:
         return number
 
 
-NO_TAIL = Tail()
+def fallback_of(rule: Rule) -> Rule | None:
+    """Rule for the arrays that a rule does not serve, if it has one."""
+    found: Rule | None = getattr(rule, "fallback", None)
+    return found
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is run for one set of static options: the sweeps with the tail, and the code between them.
-
-    Attributes
-    ----------
-    sweeps
-        In their order; all but the last return sums.
-    combine
-        The code between two sweeps, or None.
-    states
-        Short names of the state arrays.
-    scalar_states
-        Start values of the scalar states.
-    start
-        Start of the state arrays that do not start at zero: ``"p"`` or a number.
-    """
-
-    sweeps: tuple[Sweep, ...]
-    combine: Sweep | None
-    states: tuple[str, ...]
-    start: Mapping[str, object]
-    scalar_states: Mapping[str, float]
-
-    @property
-    def level(self) -> Level:
-        """Level of the sums that `combine` takes: ``per_segment``, ``total``, or empty without it."""
-        return self.sweeps[0].level if self.combine else ""
-
-    def bytes_per_param(self, itemsize: int) -> int:
-        """Bytes read and written for each parameter in one step, all sweeps together."""
-        return sum(s.bytes_per_element(itemsize) for s in self.sweeps)
-
-
-def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
-    """Check and fold a rule's functions and put the tail around them.
-
-    Raises
-    ------
-    RuleError
-        Where the rule leaves the language or its parts do not fit together.
-    """
-    title = type(rule).__name__
-    stages = rule.stages()
-    if stages not in (("update",), ("measure", "update")):
-        raise RuleError(f'{title}: stages() must be ("update",) or ("measure", "update"), given {stages!r}')
-    options, init = rule.options(), rule.init()
-    functions = {name: _function(rule, name) for name in stages}
-    arrays = _array_names(functions.values())
-    scalar_states = {k: _start(title, k, v) for k, v in init.items() if k not in arrays}
-    prepared = set(_prepare(rule, 1, scalar_states))
-
-    combine = None
-    given = prepared
-    sweeps = []
-    if len(stages) == 2:
-        sweeps.append(parse(functions["measure"], options, prepared))
-        combine = parse(_function(rule, "combine"), options, prepared, combine=True)
-        if not sweeps[0].sums:
-            raise RuleError(f"{title}: measure must return per_segment(name=term, ...) or total(name=term, ...)")
-        unknown = set(combine.arrays) - set(sweeps[0].sums) - set(scalar_states)
-        if unknown:
-            raise RuleError(
-                f"{title}: combine takes `{unknown.pop()}`, which is neither a sum of measure "
-                f"({', '.join(sweeps[0].sums)}) nor a scalar state of init(); scalars come behind *"
-            )
-        given = prepared | set(combine.writes)
-    reserved = NAMES & {*arrays, *given, *scalar_states}
-    if reserved:
-        raise RuleError(f"{title}: `{min(reserved)}` is a name of the fused tail; choose another")
-    sweeps.append(parse(functions["update"], options, given))
-    if sweeps[-1].sums:
-        raise RuleError(f"{title}: update is the last sweep and cannot return sums")
-    if "p" not in sweeps[-1].writes:
-        raise RuleError(f"{title}: update must return p")
-
-    used = {a for s in sweeps for a in s.arrays}
-    return Plan(
-        sweeps=with_tail(sweeps, tail),
-        combine=combine,
-        states=tuple(a for a in arrays if a in used and a not in ("p", "g")),
-        start={k: _start(title, k, v, array=True) for k, v in init.items() if k in arrays},
-        scalar_states=scalar_states,
-    )
-
-
-def plan_aside(rule: Rule, name: str) -> Plan:
-    """Check and fold a sweep beside the step, and put the gradient's factor in front of it.
-
-    Raises
-    ------
-    RuleError
-        Where it leaves the language.
-    """
-    sweep = parse(_function(rule, rule.asides[name]), rule.options(), set(rule.aside(name)))
-    if sweep.sums:
-        raise RuleError(f"{type(rule).__name__}: {rule.asides[name]} cannot return sums")
-    states = tuple(a for a in sweep.arrays if a not in ("p", "g"))
-    return Plan(with_tail([sweep], NO_TAIL), combine=None, states=states, start={}, scalar_states={})
+def fixed(rule: Rule) -> dict[str, object]:
+    """Give what a change of values must leave as it is: static options, and the fallback with its own."""
+    fallback = fallback_of(rule)
+    chosen = {} if fallback is None else {"fallback": (type(fallback).__name__, fallback.options())}
+    return rule.options() | chosen
 
 
 def state_name(rule: Rule, short: str) -> str:
@@ -258,56 +186,9 @@ def state_name(rule: Rule, short: str) -> str:
     return rule.states.get(short, short)
 
 
-def describe(rule: Rule) -> dict[str, Any]:
-    """Say what a table of rules shows: states by their outer names, bytes per float32 parameter, options, tails."""
-    p = plan(rule)
-    return {
-        "rule": type(rule).__name__,
-        "states": tuple(state_name(rule, s) for s in p.states),
-        "bytes": p.bytes_per_param(4),
-        "options": tuple(rule.options()),
-        "tails": tail_bytes(rule),
-        "summary": inspect.cleandoc(type(rule).__doc__ or "").split("\n", 1)[0],
-    }
-
-
-def tail_bytes(rule: Rule) -> dict[str, int]:
-    """Bytes per float32 parameter of a step with each part of the tail that costs any, and with all of them.
-
-    Scale, ``maximize`` and ``max_value`` cost none; ``on_nonfinite`` shares its read with ``max_norm``; a lookahead
-    costs at each of its own steps what ``ema_decay`` costs at every step.
-    """
-    norm = gradient_norm().bytes_per_element(4)
-    return {
-        "max_norm": plan(rule).bytes_per_param(4) + norm,
-        "ema_decay": plan(rule, Tail("ema")).bytes_per_param(4),
-        "zero_grad": plan(rule, Tail(zero_grad=True)).bytes_per_param(4),
-        "all": plan(rule, Tail("ema", zero_grad=True)).bytes_per_param(4) + norm,
-    }
-
-
-def _function(rule: Rule, name: str) -> Any:
-    function = getattr(rule, name, None)
-    if function is None:
-        raise RuleError(f"{type(rule).__name__}: has no static method {name}")
-    return function
-
-
-def _array_names(functions: Any) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for function in functions:
-        code = function.__code__
-        names |= dict.fromkeys(code.co_varnames[: code.co_argcount])
-    return tuple(names)
-
-
-def _start(title: str, name: str, value: object, *, array: bool = False) -> Any:
-    if array and isinstance(value, str) and value == "p":
-        return value
-    if isinstance(value, bool) or not isinstance(value, Real):
-        wanted = 'a number or "p"' if array else "a number"
-        raise RuleError(f"{title}: init() must give {wanted} for `{name}`, given {value!r}")
-    return float(value)
+def prepare_arguments(cls: type[Rule]) -> tuple[str, ...]:
+    """Names of the scalar states that a rule's prepare takes behind t."""
+    return tuple(inspect.signature(cls.prepare).parameters)[2:]
 
 
 def step_number(t: Any, title: str) -> int:
@@ -327,19 +208,3 @@ def step_number(t: Any, title: str) -> int:
         given = f"an array of shape {shape}" if shape else repr(t)
         raise HyperparameterError(f"{title}: t must be the number of the step being taken, from 1, given {given}")
     return number
-
-
-def prepare_arguments(cls: type[Rule]) -> tuple[str, ...]:
-    """Names of the scalar states that a rule's prepare takes behind t."""
-    return tuple(inspect.signature(cls.prepare).parameters)[2:]
-
-
-def _prepare(rule: Rule, t: int, scalar_states: Mapping[str, float]) -> dict[str, float]:
-    taken = prepare_arguments(type(rule))
-    missing = set(taken) - set(scalar_states)
-    if missing:
-        raise RuleError(f"{type(rule).__name__}: prepare takes `{missing.pop()}`, which init() does not start")
-    given = rule.prepare(t, **{k: scalar_states[k] for k in taken})
-    if not isinstance(given, dict):
-        raise RuleError(f"{type(rule).__name__}: prepare must return a dict of numbers, given {given!r}")
-    return given

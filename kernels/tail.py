@@ -124,7 +124,7 @@ def dry_run(sweeps: Sequence[Sweep]) -> tuple[Sweep, ...]:
     return (*(replace(s, writes={}) for s in first), _report(sweeps))
 
 
-_REPORTED = {
+REPORTED = {
     "parameters": "(_shift * p) * (_shift * p)",
     "gradient": "(_shift * g) * (_shift * g)",
     "change": "(_shift * (_new - p)) * (_shift * (_new - p))",
@@ -148,14 +148,14 @@ def _report(sweeps: Sequence[Sweep]) -> Sweep:
             now[name] = f"_{len(statements)}"
             statements.append((now[name], renamed))
         stored |= {array: now[value] for array, value in sweep.writes.items()}
-    terms = [(f"_s_{name}", _renamed(_expression(text), {"_new": stored["p"]})) for name, text in _REPORTED.items()]
+    terms = [(f"_s_{name}", _renamed(_expression(text), {"_new": stored["p"]})) for name, text in REPORTED.items()]
     return Sweep(
         "dry_run",
         tuple(arrays),
         tuple(scalars),
         (*statements, *terms),
         writes={},
-        sums={name: f"_s_{name}" for name in _REPORTED},
+        sums={name: f"_s_{name}" for name in REPORTED},
         level="per_segment",
     )
 

@@ -19,8 +19,8 @@ pytest.importorskip("rich")
 import cxx
 
 from fastgd.cli import main
+from fastgd.kernels.plan import describe, plan
 from fastgd.kernels.printers import numpy_text, scalar_text
-from fastgd.kernels.rule import describe, plan
 from fastgd.kernels.rules import RULES
 from fastgd.kernels.rules.lamb import LAMB
 

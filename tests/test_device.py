@@ -19,7 +19,7 @@ from numba import njit
 import fastgd
 from fastgd.kernels import Rule, cpu_device, device
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
-from fastgd.kernels.rule import plan
+from fastgd.kernels.plan import plan
 
 ROOT = Path(__file__).parent.parent
 ELEMENTWISE = [

@@ -17,7 +17,8 @@ import fastgd
 from fastgd import functional
 from fastgd.kernels import Rule, cpu
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
-from fastgd.kernels.rule import plan, state_name
+from fastgd.kernels.plan import plan
+from fastgd.kernels.rule import state_name
 from fastgd.kernels.rules import RULES
 
 SHAPE = (17, 59)  # odd, and not flat

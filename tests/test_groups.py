@@ -16,7 +16,8 @@ from test_own_rule import Decaying
 import fastgd
 from fastgd.kernels import Rule, cpu
 from fastgd.kernels.errors import ArrayError, HyperparameterError
-from fastgd.kernels.rule import plan, prepare_arguments
+from fastgd.kernels.plan import plan
+from fastgd.kernels.rule import prepare_arguments
 
 backends = pytest.mark.parametrize("backend", ["numpy", "numba"])
 

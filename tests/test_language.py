@@ -16,9 +16,9 @@ from fastgd.kernels.blocks import Where
 from fastgd.kernels.cpu import CpuSweep
 from fastgd.kernels.errors import RuleError
 from fastgd.kernels.language import parse
+from fastgd.kernels.plan import plan
 from fastgd.kernels.printers import cxx_text
 from fastgd.kernels.reference import NumpySweep
-from fastgd.kernels.rule import plan
 
 # fmt: off
 # ruff: noqa: E702, F821, F841

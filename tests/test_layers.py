@@ -15,16 +15,17 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; a module may import from layers below its own, and from its own.
 LAYERS = [
     ["kernels.errors"],
-    ["kernels.language", "kernels.tail", "kernels.rule", "kernels.rules"],
+    ["kernels.language", "kernels.tail", "kernels.rule", "kernels.matrix", "kernels.rules", "kernels.plan"],
     ["kernels.printers", "kernels.storage", "kernels.blocks"],
     ["kernels.cpu_cache", "kernels.cpu_threads"],
     ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_cupy", "kernels.reference"],
+    ["kernels.matrix_sweep"],
     ["checks"],
     ["backend"],
     ["flat"],
     ["targets", "groups", "settings", "state", "schedules"],
     ["launch", "gradient", "accumulation"],
-    ["program"],
+    ["program", "state_arrays"],
     ["health"],
     ["layout"],
     ["optimizer"],
@@ -42,6 +43,8 @@ STANDARD_ONLY = (
     "kernels.tail",
     "kernels.rule",
     "kernels.rules",
+    "kernels.matrix",
+    "kernels.plan",
     "kernels.printers",
 )
 OWNERS = {

@@ -13,7 +13,7 @@ from test_oracles import problem
 import fastgd
 from fastgd.kernels import cpu
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.rule import plan, tail_bytes
+from fastgd.kernels.plan import plan, tail_bytes
 from fastgd.kernels.rules import RULES
 from fastgd.kernels.tail import Tail
 from fastgd.schedules import swa

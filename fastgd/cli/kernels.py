@@ -13,8 +13,9 @@ import typer
 from fastgd.cli.output import show_code, show_table
 
 if TYPE_CHECKING:
+    from fastgd.kernels.plan import Plan
     from fastgd.kernels.printers import DType
-    from fastgd.kernels.rule import Plan, Rule
+    from fastgd.kernels.rule import Rule
 
 _LANGUAGES = {  # Pygments' names
     "rule": "python",
@@ -35,7 +36,7 @@ def list_rules(
     as_json: Annotated[bool, typer.Option("--json", help="Data, with the hyperparameters' defaults.")] = False,
 ) -> None:
     """List the rules: states, bytes that a step moves for each float32 parameter, alone and with the tail, options."""
-    from fastgd.kernels.rule import describe
+    from fastgd.kernels.plan import describe
     from fastgd.kernels.rules import RULES
 
     rows = {name: describe(cls()) for name, cls in RULES.items()}
@@ -78,7 +79,7 @@ def show_rule(
 ) -> None:
     """Show a rule as written, as printed for a target, or as compiled for this machine."""
     from fastgd.kernels.errors import FastGDError
-    from fastgd.kernels.rule import plan
+    from fastgd.kernels.plan import plan
     from fastgd.kernels.rules import RULES
     from fastgd.kernels.tail import Tail
 

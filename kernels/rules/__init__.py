@@ -3,6 +3,7 @@
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules.adabelief import AdaBelief
 from fastgd.kernels.rules.adadelta import Adadelta
+from fastgd.kernels.rules.adafactor import CAME, Adafactor
 from fastgd.kernels.rules.adagrad import Adagrad
 from fastgd.kernels.rules.adam import Adam, AdamW
 from fastgd.kernels.rules.adamax import Adamax
@@ -12,8 +13,13 @@ from fastgd.kernels.rules.adopt import ADOPT
 from fastgd.kernels.rules.asgd import ASGD
 from fastgd.kernels.rules.grams import Grams
 from fastgd.kernels.rules.lamb import LAMB
+from fastgd.kernels.rules.lars import LARS
 from fastgd.kernels.rules.lion import Lion
+from fastgd.kernels.rules.mars import MARS
+from fastgd.kernels.rules.muon import Muon
 from fastgd.kernels.rules.nadam import NAdam
+from fastgd.kernels.rules.novograd import NovoGrad
+from fastgd.kernels.rules.prodigy import DAdaptAdam, Prodigy
 from fastgd.kernels.rules.radam import RAdam
 from fastgd.kernels.rules.rmsprop import RMSprop
 from fastgd.kernels.rules.rprop import Rprop
@@ -21,6 +27,7 @@ from fastgd.kernels.rules.schedulefree import ScheduleFreeAdamW, ScheduleFreeSGD
 from fastgd.kernels.rules.sgd import GD, SGD
 from fastgd.kernels.rules.signum import Signum
 from fastgd.kernels.rules.sophia import SophiaG
+from fastgd.kernels.rules.stableadamw import StableAdamW
 from fastgd.kernels.rules.yogi import Yogi
 
 RULES: dict[str, type[Rule]] = {

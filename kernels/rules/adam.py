@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fastgd.kernels.language import maximum, sqrt
+from fastgd.kernels.language import maximum, per_segment, sign, sqrt
 from fastgd.kernels.rule import Rule
 
 
@@ -37,18 +37,24 @@ class Adam(Rule):
     ----------  ``eps_mode``                "outside": √v̂ + ε; "hat": the paper's ε̂, √v + ε with the corrections
                                             in the learning rate; "inside": √(v̂ + ε)
     ----------  ``decoupled_weight_decay``  p ← (1 - ηλ) p before the step, instead of the penalty
+    ----------  ``cautious``                step only where m agrees with the gradient in sign, and as much longer there
+                                            as the array's share of such elements, at least 0.001, is short of 1
     m, v        exp_avg, exp_avg_sq         states; with amsgrad also max_exp_avg_sq
     ==========  ==========================  =====================================================================
 
     Notes
     -----
+    The cautious form has two sweeps, as its share must be known first; the paper has it with ``eps_mode="hat"`` and ε
+    1e-6.
+
     A well-known article writes the step as ``m_hat / (1 + sqrt(v_hat))``: that is ``Adam(eps=1.0)``.
 
     References
     ----------
     D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", arXiv:1412.6980, algorithm 1; ε̂ at the end of
     section 2. S. J. Reddi et al., "On the convergence of Adam and beyond", 2018, algorithm 2, whose maximum torch
-    takes without correction as here. Reference implementation ``torch.optim.Adam``.
+    takes without correction as here. K. Liang et al., "Cautious optimizers", arXiv:2411.16085, algorithm 1 (not
+    checked), and kyleliang919/C-Optim. Reference implementation ``torch.optim.Adam``.
 
     Examples
     --------
@@ -67,12 +73,22 @@ class Adam(Rule):
     amsgrad: bool = False
     eps_mode: str = "outside"
     decoupled_weight_decay: bool = False
+    cautious: bool = False
     states: ClassVar[Mapping[str, str]] = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"eps_mode": ("outside", "hat", "inside")}
 
     def options(self) -> dict[str, object]:
         """Which of the forms is meant."""
-        return dict(amsgrad=self.amsgrad, eps_mode=self.eps_mode, decoupled=self.decoupled_weight_decay)
+        return dict(
+            amsgrad=self.amsgrad,
+            eps_mode=self.eps_mode,
+            decoupled=self.decoupled_weight_decay,
+            cautious=self.cautious,
+        )
+
+    def stages(self) -> tuple[str, ...]:
+        """Measure first, in the cautious form, where the momentum and the gradient agree."""
+        return ("measure", "update") if self.cautious else ("update",)
 
     def prepare(self, t: int) -> dict[str, float]:
         """Give the scalars of step t."""
@@ -90,11 +106,47 @@ class Adam(Rule):
             hat_step=self.lr * math.sqrt(bc2) / bc1,
             rs=1 / math.sqrt(bc2),
             ic2=1 / bc2,
+            longer=1.0,  # in the cautious form what combine gives
         )
 
     @staticmethod
+    def measure(p, g, m, *, b1, c1, wd, decoupled):
+        """Count the elements in which the new momentum agrees with the gradient."""
+        if not decoupled:
+            g = g + wd * p
+        m = b1 * m + c1 * g
+        return per_segment(agreeing=sign(m) * g > 0)
+
+    @staticmethod
+    def combine(agreeing, size):
+        """Make up for the steps that are not taken."""
+        longer = 1 / maximum(agreeing / size, 1e-3)
+        return longer
+
+    @staticmethod
     def update(
-        p, g, m, v, vmax, *, b1, c1, b2, c2, eps, wd, decay, step, hat_step, rs, ic2, amsgrad, eps_mode, decoupled
+        p,
+        g,
+        m,
+        v,
+        vmax,
+        *,
+        b1,
+        c1,
+        b2,
+        c2,
+        eps,
+        wd,
+        decay,
+        step,
+        hat_step,
+        rs,
+        ic2,
+        longer,
+        amsgrad,
+        eps_mode,
+        decoupled,
+        cautious,
     ):
         """Step one element."""
         if decoupled:
@@ -106,12 +158,13 @@ class Adam(Rule):
         if amsgrad:
             vmax = maximum(vmax, v)
         w = vmax if amsgrad else v
+        d = m * (longer if sign(m) * g > 0 else 0) if cautious else m
         if eps_mode == "hat":
-            p = p - hat_step * m / (sqrt(w) + eps)
+            p = p - hat_step * d / (sqrt(w) + eps)
         elif eps_mode == "inside":
-            p = p - step * m / sqrt(ic2 * w + eps)
+            p = p - step * d / sqrt(ic2 * w + eps)
         else:
-            p = p - step * m / (rs * sqrt(w) + eps)
+            p = p - step * d / (rs * sqrt(w) + eps)
         return p, m, v, vmax
 
 

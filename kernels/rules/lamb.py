@@ -33,6 +33,9 @@ class LAMB(Rule):
     β₁, β₂      ``betas``                decay of the two means, each in [0, 1)
     ε           ``eps``                  keeps the denominator from 0, >= 0
     λ           ``weight_decay``         decay, part of the direction, >= 0
+    ----------  ``bias_correction``      divide m and v by 1 - β₁ᵗ and 1 - β₂ᵗ
+    ----------  ``grad_averaging``       m takes in 1 - β₁ of the gradient (otherwise all of it)
+    ----------  ``adam_w_mode``          decay as part of the direction (otherwise λp is added to the gradient)
     ----------  ``always_adapt``         use the ratio also where the decay is 0 (otherwise such groups take Adam's
                                          step)
     m, v        exp_avg, exp_avg_sq      states
@@ -40,7 +43,8 @@ class LAMB(Rule):
 
     Notes
     -----
-    The optimizer's ``max_norm`` clips the global norm; Apex does so by default with 1.
+    The optimizer's ``max_norm`` clips the global norm: the paper's and Apex' form is ``max_norm=1.0``, up to the 1e-6
+    that it adds to the norm.
 
     References
     ----------
@@ -62,8 +66,15 @@ class LAMB(Rule):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     weight_decay: float = 0.01
+    bias_correction: bool = True
+    grad_averaging: bool = True
+    adam_w_mode: bool = True
     always_adapt: bool = False
     states: ClassVar[Mapping[str, str]] = {"m": "exp_avg", "v": "exp_avg_sq"}
+
+    def options(self) -> dict[str, object]:
+        """Which decay is meant."""
+        return dict(adam_w_mode=self.adam_w_mode)
 
     def stages(self) -> tuple[str, ...]:
         """Measure the norms, then update."""
@@ -75,11 +86,11 @@ class LAMB(Rule):
         return dict(
             lr=self.lr,
             b1=b1,
-            c1=1 - b1,
+            c1=1 - b1 if self.grad_averaging else 1.0,
             b2=b2,
             c2=1 - b2,
-            ic1=1 / (1 - b1**t),
-            rs=1 / math.sqrt(1 - b2**t),
+            ic1=1 / (1 - b1**t) if self.bias_correction else 1.0,
+            rs=1 / math.sqrt(1 - b2**t) if self.bias_correction else 1.0,
             eps=self.eps,
             wd=self.weight_decay,
             # a number, not an option: groups with and without decay share one kernel
@@ -87,11 +98,15 @@ class LAMB(Rule):
         )
 
     @staticmethod
-    def measure(p, g, m, v, *, b1, c1, b2, c2, ic1, rs, eps, wd):
+    def measure(p, g, m, v, *, b1, c1, b2, c2, ic1, rs, eps, wd, adam_w_mode):
         """Move the moments and sum the squares of parameters and direction."""
+        if not adam_w_mode:
+            g = g + wd * p
         m = b1 * m + c1 * g
         v = b2 * v + c2 * (g * g)
-        u = ic1 * m / (rs * sqrt(v) + eps) + wd * p
+        u = ic1 * m / (rs * sqrt(v) + eps)
+        if adam_w_mode:
+            u = u + wd * p
         return m, v, per_segment(pp=p * p, uu=u * u)
 
     @staticmethod
@@ -101,7 +116,10 @@ class LAMB(Rule):
         return step
 
     @staticmethod
-    def update(p, m, v, *, ic1, rs, eps, wd, step):
+    def update(p, m, v, *, ic1, rs, eps, wd, step, adam_w_mode):
         """Step one element."""
-        p = p - step * (ic1 * m / (rs * sqrt(v) + eps) + wd * p)
+        u = ic1 * m / (rs * sqrt(v) + eps)
+        if adam_w_mode:
+            u = u + wd * p
+        p = p - step * u
         return p
