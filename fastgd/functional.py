@@ -58,7 +58,7 @@ class _Call:
         targets = Targets.of([{"params": parameters}], True)
         self._launch = Launch(form.plan, {0: rule}, [0], targets, sweep_maker("numba", None))
         self._launch_all = self._launch.compile()
-        self._addresses = [0] * len(form.names)
+        self._addresses = [0] * (2 + len(form.plan.states))
         self._runs = 0
         self.prepare = self._launch.prepare
 
@@ -73,8 +73,8 @@ class _Call:
         addresses = [a.ctypes.data for a in arrays]
         if addresses == self._addresses:
             return
-        size = arrays[0].nbytes
-        for (start, one), (end, other) in pairwise(sorted(zip(addresses, names, strict=True))):
+        spans = sorted(zip(addresses, (a.nbytes for a in arrays), names, strict=True))
+        for (start, size, one), (end, _, other) in pairwise(spans):
             if end - start < size:
                 raise ArrayError(f"{one} and {other} must not share memory: a step would read what it has written")
         for k, (name, array) in enumerate(zip(names, arrays, strict=True)):
@@ -104,36 +104,45 @@ class _Form:
 
     def __init__(self, rule: Rule) -> None:
         self.plan = plan(rule)
-        self.names = ("p", "g", *self.plan.states)
-        written = {a for sweep in self.plan.sweeps for a in sweep.writes}
-        self._written = [name in written for name in self.names]
+        self.written = frozenset(a for sweep in self.plan.steps for a in sweep.writes)
         self._idle: dict[tuple[int, str], list[_Call]] = {}
+        self._shapes: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
 
-    def take(self, given: Sequence[Any], title: str) -> list[NDArray[Any]]:
-        """Take the arrays as they lie in memory.
+    def take(self, given: Sequence[Any], title: str) -> dict[str, NDArray[Any]]:
+        """Take the arrays as they lie in memory, by name.
 
         Raises
         ------
         ArrayError
             If one of them cannot be used, or they do not go together.
         """
-        if len(given) != len(self.names):
+        first = as_array(given[0], "p")
+        shapes = self._shapes.get(first.shape) or self._shapes_of(first.shape)
+        if len(given) != len(shapes):
             raise ArrayError(
-                f"{title} with these options takes {', '.join(self.names)} and t: "
-                f"{len(self.names)} arrays, given {len(given)}"
+                f"{title} with these options takes {', '.join(shapes)} and t: {len(shapes)} arrays, given {len(given)}"
             )
-        arrays = [as_array(x, n, writeable=w) for x, n, w in zip(given, self.names, self._written, strict=True)]
-        first = arrays[0]
-        for array, name in zip(arrays, self.names, strict=True):
-            if array.shape != first.shape:
-                raise ArrayError(f"{name} must have the shape of p, {first.shape}, given {array.shape}")
+        arrays = {n: as_array(x, n, writeable=n in self.written) for n, x in zip(shapes, given, strict=True)}
+        for name, array in arrays.items():
+            if array.shape != shapes[name]:
+                whose = "the shape of p, " if shapes[name] == first.shape else "shape "
+                raise ArrayError(f"{name} must have {whose}{shapes[name]}, given {array.shape}")
             if array.dtype != first.dtype:
                 raise ArrayError(f"{name} must have the dtype of p, {first.dtype}, given {array.dtype}")
         return arrays
 
-    def borrow(self, rule: Rule, arrays: Sequence[NDArray[Any]]) -> tuple[_Call, list[_Call]]:
+    def _shapes_of(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays that an array of this shape is updated with, by name."""
+        if len(self._shapes) > _MOST_SIZES:
+            self._shapes.clear()
+        states = {name: self.plan.state_shape(name, shape) for name in self.plan.states}
+        self._shapes[shape] = {"p": shape, "g": shape, **{n: s for n, s in states.items() if s is not None}}
+        return self._shapes[shape]
+
+    def borrow(self, rule: Rule, first: NDArray[Any]) -> tuple[_Call, list[_Call]]:
         """Launch that no other call is using, on whatever thread, and the list to which it is given back."""
-        first = arrays[0]
+        if self.plan.matrix is not None:  # it would keep the caller's memory alive
+            return _Call(self, rule, first), []
         key = first.size, first.dtype.char
         if len(self._idle) > _MOST_SIZES:
             self._idle.clear()
@@ -178,8 +187,13 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
         arrays = form.take((p, g, *states), name)
         if type(scale) is not float or not math.isfinite(scale):
             scale = checked_number(f"{name}: scale", scale)
-        call, idle = form.borrow(rule, arrays)
-        call.bind(form.names, arrays)
+        if not rule.serves(arrays["p"].shape):
+            raise ArrayError(
+                f"{name}: p must be an array that {rule_class.__name__} serves, given one of shape "
+                f"{arrays['p'].shape}: call the function of another rule for it"
+            )
+        call, idle = form.borrow(rule, arrays["p"])
+        call.bind(list(arrays), list(arrays.values()))
         call.prepare(0, rule, step, {"gscale": scale})
         call.run()
         idle.append(call)
@@ -227,6 +241,8 @@ def _doc(rule_class: type[Rule], default: Plan) -> str:
         "g : array",
         "    Gradient, of the shape and dtype of p, as are the states.",
     ]
+    if default.matrix is not None:
+        lines[-1] += " Those of rows and columns lack an axis; others go with arrays of one dimension only."
     rule = rule_class()
     for short in dict.fromkeys([*default.states, *rule_class.states]):
         start = default.start.get(short, 0.0)

@@ -62,13 +62,18 @@ class Plan:
         feeding = set().union(*(made_of.get(state, set()) for state in self.scalar_states))
         return tuple(s for s in self.combine.scalars if s in feeding)
 
+    @property
+    def steps(self) -> tuple[Sweep | MatrixUpdate, ...]:
+        """What a step runs, in its order."""
+        return self.sweeps if self.matrix is None else (self.matrix,)
+
     def bytes_per_param(self, itemsize: int) -> int:
         """Bytes read and written for each parameter in one step, all sweeps together."""
         return sum(self.bytes_by_sweep(itemsize))
 
     def bytes_by_sweep(self, itemsize: int) -> tuple[int, ...]:
         """Bytes read and written for each parameter, sweep by sweep; of a matrix rule, the least that it could move."""
-        return tuple(s.bytes_per_element(itemsize) for s in (self.sweeps if self.matrix is None else (self.matrix,)))
+        return tuple(s.bytes_per_element(itemsize) for s in self.steps)
 
     def state_shape(self, short: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """Shape of a state of an array of this shape; None where it has no such state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matrix_oracles  # noqa: F401  # registers
 import numpy as np
 import pytest
 from oracles import SETTINGS

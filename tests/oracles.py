@@ -25,7 +25,7 @@ ORACLES: dict[str, Oracle] = {}
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {}
 """Hyperparameters to test each rule with."""
 
-EXTRA_KEYWORDS = {"hessians"}
+EXTRA_KEYWORDS = {"hessians", "each"}
 """Keyword arguments of oracles that are data of a run and no hyperparameters of a rule."""
 
 
@@ -115,9 +115,9 @@ def sgd(
 class _Moments:
     """Averages of the gradient and of its square, and the direction that Adam makes of them."""
 
-    def __init__(self, segments: Segments, betas: tuple[float, float], amsgrad: bool) -> None:
+    def __init__(self, segments: Segments, betas: tuple[float, float], amsgrad: bool, cautious: bool = False) -> None:
         self.a, self.b = betas
-        self.amsgrad = amsgrad
+        self.amsgrad, self.cautious = amsgrad, cautious
         self.first, self.second, self.peak = _zeros(segments), _zeros(segments), _zeros(segments)
 
     def direction(self, i: int, k: int, y: Array, eps: float, eps_mode: str) -> Array:
@@ -129,6 +129,9 @@ class _Moments:
         grown_a: float = 1 - self.a**k
         grown_b: float = 1 - self.b**k
         mean = self.first[i] / grown_a
+        if self.cautious:
+            agrees = np.where(self.first[i] * y > 0, 1.0, 0.0)
+            mean = mean * agrees / max(float(np.mean(agrees)), 1e-3)
         if eps_mode == "outside":
             return mean / (np.sqrt(spread / grown_b) + eps)
         if eps_mode == "hat":
@@ -149,6 +152,9 @@ class _Moments:
     dict(lr=0.01, eps=1e-2, eps_mode="inside", betas=(0.95, 0.98), amsgrad=True),
     dict(lr=0.01, eps=1e-2, eps_mode="hat", amsgrad=True, betas=(0.0, 0.99)),
     dict(lr=0.03, eps=1e-4, decoupled_weight_decay=True, weight_decay=0.2),
+    dict(lr=0.01, eps=1e-2, betas=(0.8, 0.95), weight_decay=0.3, cautious=True),
+    dict(lr=0.01, eps=1e-2, eps_mode="hat", weight_decay=0.1, decoupled_weight_decay=True, cautious=True),
+    dict(lr=0.01, eps=1e-2, eps_mode="inside", amsgrad=True, cautious=True),
 )
 def adam(
     segments: Segments,
@@ -161,12 +167,17 @@ def adam(
     amsgrad: bool = False,
     eps_mode: str = "outside",
     decoupled_weight_decay: bool = False,
+    cautious: bool = False,
 ) -> Result:
     """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1; its section 2 for the eps-hat form), AMSGrad as an option.
 
     The decay is added to the gradient, or, decoupled, shrinks x by the factor 1 - lr weight_decay before the step.
+
+    cautious (Liang et al., arXiv:2411.16085) leaves out of the step what has another sign than the gradient, a coupled
+    decay included, and enlarges the rest by the inverse of its share, at most 1000 times, as the authors' code does
+    since timm did; the paper has n / (number + 1). The averages are kept whole.
     """
-    xs, moments = _double(segments), _Moments(segments, betas, amsgrad)
+    xs, moments = _double(segments), _Moments(segments, betas, amsgrad, cautious)
     coupled = 0.0 if decoupled_weight_decay else weight_decay
     shrink = 1 - lr * weight_decay if decoupled_weight_decay else 1.0
     for k, step in enumerate(grads, start=1):
@@ -181,6 +192,8 @@ def adam(
     dict(lr=5e-3, amsgrad=True, betas=(0.5, 0.9), weight_decay=0.1),
     dict(lr=0.01, eps=1e-2, eps_mode="hat", weight_decay=0.5),
     dict(lr=0.01, eps=1e-2, eps_mode="inside", betas=(0.95, 0.98), amsgrad=True),
+    dict(lr=0.01, eps=1e-2, eps_mode="hat", weight_decay=0.3, cautious=True),
+    dict(lr=0.01, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.2, amsgrad=True, cautious=True),
 )
 def adamw(
     segments: Segments,
@@ -192,12 +205,14 @@ def adamw(
     weight_decay: float = 1e-2,
     amsgrad: bool = False,
     eps_mode: str = "outside",
+    cautious: bool = False,
 ) -> Result:
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101, algorithm 2), with lr as its product of schedule and step size.
 
-    Step and decay are both taken from the old x, in one bracket, as the paper writes it.
+    Step and decay are both taken from the old x, in one bracket, as the paper writes it. cautious is Adam's; it leaves
+    the decay whole.
     """
-    xs, moments = _double(segments), _Moments(segments, betas, amsgrad)
+    xs, moments = _double(segments), _Moments(segments, betas, amsgrad, cautious)
     for k, step in enumerate(grads, start=1):
         for i, y in enumerate(_double(step)):
             xs[i] = xs[i] - lr * (moments.direction(i, k, y, eps, eps_mode) + weight_decay * xs[i])
@@ -208,6 +223,7 @@ def adamw(
     dict(lr=0.01),
     dict(lr=0.02, betas=(0.7, 0.9), weight_decay=0.3),
     dict(lr=3e-3, betas=(0.95, 0.5), weight_decay=2.0),
+    dict(lr=0.01, betas=(0.9, 0.95), weight_decay=0.3, cautious=True),
 )
 def lion(
     segments: Segments,
@@ -216,13 +232,21 @@ def lion(
     lr: float = 1e-4,
     betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0,
+    cautious: bool = False,
 ) -> Result:
-    """Lion (Chen et al., arXiv:2302.06675, algorithm 2): the sign of one average, the memory of another."""
+    """Lion (Chen et al., arXiv:2302.06675, algorithm 2): the sign of one average, the memory of another.
+
+    cautious (Liang et al., arXiv:2411.16085) drops the votes that the gradient's sign contradicts and enlarges the rest
+    by n / (their number + 1), as the paper and C-Lion do; C-AdamW, and with it timm's Lion, divides by their share.
+    """
     xs, zs = _double(segments), _zeros(segments)
     a, b = betas
     for step in grads:
         for i, y in enumerate(_double(step)):
             vote = np.sign(a * zs[i] + (1 - a) * y)
+            if cautious:
+                agrees = vote * y > 0
+                vote = vote * agrees * y.size / (np.sum(agrees) + 1)
             xs[i] = xs[i] - lr * (vote + weight_decay * xs[i])
             zs[i] = b * zs[i] + (1 - b) * y
     return xs, {"exp_avg": zs}
@@ -231,7 +255,8 @@ def lion(
 @oracle(
     dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2),
     dict(lr=5e-3, weight_decay=0.0, eps=1e-2, always_adapt=True),
-    dict(lr=0.01, weight_decay=0.0, betas=(0.5, 0.9)),
+    dict(lr=0.01, weight_decay=0.0, betas=(0.5, 0.9), grad_averaging=False),
+    dict(lr=0.01, weight_decay=0.3, eps=1e-3, adam_w_mode=False, bias_correction=False),
 )
 def lamb(
     segments: Segments,
@@ -241,20 +266,152 @@ def lamb(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
     weight_decay: float = 0.01,
+    bias_correction: bool = True,
+    grad_averaging: bool = True,
+    adam_w_mode: bool = True,
     always_adapt: bool = False,
 ) -> Result:
-    """LAMB (You et al., arXiv:1904.00962, algorithm 2, with the identity for its function phi).
+    """LAMB (You et al., arXiv:1904.00962, algorithm 2, with the identity for its function phi), as Apex's FusedLAMB.
 
-    As in Apex the layer's ratio is left out where there is no decay, unless always_adapt asks for it.
+    As there the layer's ratio is left out where there is no decay, unless always_adapt (its use_nvlamb) asks for it,
+    grad_averaging=False sums gradients, and adam_w_mode=False adds the decay to the gradient. Apex's clip of all
+    gradients together comes before.
     """
-    xs, moments = _double(segments), _Moments(segments, betas, amsgrad=False)
+    xs, means, squares = _double(segments), _zeros(segments), _zeros(segments)
+    a, b = betas
     for k, step in enumerate(grads, start=1):
-        for i, y in enumerate(_double(step)):
-            turn = moments.direction(i, k, y, eps, "outside") + weight_decay * xs[i]
+        grown_a, grown_b = (1 - a**k, 1 - b**k) if bias_correction else (1.0, 1.0)
+        for i, gradient in enumerate(_double(step)):
+            penalty = weight_decay * xs[i]
+            y = gradient if adam_w_mode else gradient + penalty
+            means[i] = a * means[i] + (1 - a if grad_averaging else 1.0) * y
+            squares[i] = _blend(b, squares[i], y**2)
+            turn = means[i] / grown_a / (np.sqrt(squares[i] / grown_b) + eps)
+            if adam_w_mode:
+                turn = turn + penalty
             size, reach = np.linalg.norm(xs[i]), np.linalg.norm(turn)
             adapts = (weight_decay != 0 or always_adapt) and size > 0 and reach > 0
             xs[i] = xs[i] - lr * (size / reach if adapts else 1.0) * turn
-    return xs, moments.states()
+    return xs, {"exp_avg": means, "exp_avg_sq": squares}
+
+
+@oracle(
+    dict(lr=0.05, momentum=0.8, dampening=0.3, weight_decay=0.1, trust_coeff=0.5, eps=0.1),
+    dict(lr=0.02, momentum=0.7, nesterov=True, weight_decay=0.02, trust_coeff=0.01, trust_clip=True),
+    dict(lr=0.02, trust_coeff=0.02, trust_clip=True, always_adapt=True, eps=1e-2),
+    dict(lr=5e-3, momentum=0.9),
+)
+def lars(
+    segments: Segments,
+    grads: Sequence[Segments],
+    *,
+    lr: float = 1.0,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    trust_coeff: float = 1e-3,
+    eps: float = 1e-8,
+    trust_clip: bool = False,
+    always_adapt: bool = False,
+) -> Result:
+    """LARS (You et al., arXiv:1708.03888, algorithm 1) as in timm, with lr outside the momentum and an eps.
+
+    The decayed gradient is scaled by trust_coeff |x| / (|gradient| + weight_decay |x| + eps), or by 1 where a norm is
+    0; trust_clip (NVIDIA's LARC) divides the scale by lr and bounds it by 1, the 1 of a norm of 0 too. Without decay
+    nothing is scaled, unless always_adapt.
+    """
+    xs, zs = _double(segments), _zeros(segments)
+    for k, step in enumerate(grads, start=1):
+        for i, gradient in enumerate(_double(step)):
+            size, slope = float(np.linalg.norm(xs[i])), float(np.linalg.norm(gradient))
+            scale = 1.0
+            if weight_decay != 0 or always_adapt:
+                if size > 0 and slope > 0:
+                    scale = trust_coeff * size / (slope + weight_decay * size + eps)
+                if trust_clip:
+                    scale = min(scale / lr, 1.0)
+            y = scale * (gradient + weight_decay * xs[i])
+            zs[i] = y if k == 1 else momentum * zs[i] + (1 - dampening) * y
+            if momentum == 0:
+                direction = y
+            else:
+                direction = y + momentum * zs[i] if nesterov else zs[i]
+            xs[i] = xs[i] - lr * direction
+    return xs, {"momentum_buffer": zs} if momentum else {}
+
+
+@oracle(
+    dict(lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.2),
+    dict(lr=0.01, betas=(0.7, 0.98), weight_decay=0.1, reg_inside_moment=True, grad_averaging=False, eps=1e-3),
+    dict(lr=0.05, betas=(0.95, 0.9), weight_decay=0.05, reg_inside_moment=True, init_zero=True),
+    dict(lr=0.05, init_zero=True, bias_correction=False, eps=0.1),
+)
+def novograd(
+    segments: Segments,
+    grads: Sequence[Segments],
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    bias_correction: bool = True,
+    grad_averaging: bool = True,
+    reg_inside_moment: bool = False,
+    init_zero: bool = False,
+) -> Result:
+    """NovoGrad (Ginsburg et al., arXiv:1905.11286, algorithm 1) as Apex's FusedNovoGrad with the Euclidean norm.
+
+    The average of a layer's squared norms starts from the first, or from 0 with init_zero. The paper divides each
+    gradient before its average, with the decay (reg_inside_moment), corrects no bias and starts the average of
+    gradients from the first; Apex by default divides the average and adds the decay to the step, and by its bias
+    correction enlarges the norm also where that starts from the first. Divided by a norm and eps of 0 it is 0 here.
+    """
+    xs, means = _double(segments), _zeros(segments)
+    firsts = _zeros(segments) if init_zero or not grads else _double(grads[0])
+    squares = [float(np.sum(y**2)) for y in firsts]
+    a, b = betas
+    for k, step in enumerate(grads, start=1):
+        grown_a, grown_b = (1 - a**k, 1 - b**k) if bias_correction else (1.0, 1.0)
+        for i, y in enumerate(_double(step)):
+            squares[i] = b * squares[i] + (1 - b) * float(np.sum(y**2))
+            fall = math.sqrt(squares[i] / grown_b) + eps
+            inverse = 1 / fall if fall > 0 else 0.0
+            fresh = y * inverse + weight_decay * xs[i] if reg_inside_moment else y
+            means[i] = a * means[i] + (1 - a if grad_averaging else 1.0) * fresh
+            turn = means[i] / grown_a
+            xs[i] = xs[i] - lr * (turn if reg_inside_moment else turn * inverse + weight_decay * xs[i])
+    return xs, {"exp_avg": means}
+
+
+@oracle(
+    dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2),
+    dict(lr=5e-3, eps=1e-2, weight_decay=0.0),
+    dict(lr=0.01, betas=(0.95, 0.9), eps=0.1, weight_decay=1.0),
+)
+def stableadamw(
+    segments: Segments,
+    grads: Sequence[Segments],
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.99),
+    eps: float = 1e-6,
+    weight_decay: float = 1e-2,
+) -> Result:
+    """StableAdamW (Wortsman et al., arXiv:2304.13013, algorithm 2), as in optimi: AdamW with the clip of Adafactor.
+
+    The averages are kept corrected: beta (1 - beta^(k-1)) / (1 - beta^k) is in the place of beta. The rate of a layer,
+    for the decay too, is lr over the root mean square of gradient / max(root, eps) where that exceeds 1.
+    """
+    xs, means, squares = _double(segments), _zeros(segments), _zeros(segments)
+    for k, step in enumerate(grads, start=1):
+        a, b = (beta * (1 - beta ** (k - 1)) / (1 - beta**k) for beta in betas)
+        for i, y in enumerate(_double(step)):
+            means[i], squares[i] = _blend(a, means[i], y), _blend(b, squares[i], y**2)
+            excess = np.sqrt(np.mean(y**2 / np.maximum(squares[i], eps**2)))
+            rate = lr / max(1.0, excess)
+            xs[i] = xs[i] - rate * (means[i] / (np.sqrt(squares[i]) + eps) + weight_decay * xs[i])
+    return xs, {"exp_avg": means, "exp_avg_sq": squares}
 
 
 @oracle(
@@ -826,6 +983,181 @@ def grams(
             reach = math.sqrt(1 - b**k) * np.abs(means[i] / (1 - a**k)) / (np.sqrt(squares[i]) + eps)
             xs[i] = xs[i] - lr * (np.sign(y) * reach + weight_decay * xs[i])
     return xs, {"exp_avg": means, "exp_avg_sq": squares}
+
+
+@oracle(
+    dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2, gamma=0.05),
+    dict(lr=0.01, betas=(0.8, 0.98), eps=1e-2, amsgrad=True),
+    dict(lr=0.01, betas=(0.8, 0.99), weight_decay=0.3, gamma=0.02, mars_type="mars-lion"),
+)
+def mars(
+    segments: Segments,
+    grads: Sequence[Segments],
+    *,
+    lr: float = 3e-3,
+    betas: tuple[float, float] = (0.95, 0.99),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    gamma: float = 0.025,
+    amsgrad: bool = False,
+    mars_type: str = "mars-adamw",
+) -> Result:
+    """MARS (Yuan et al., arXiv:2411.10438, algorithm 2, or 3 for "mars-lion") in its approximate form.
+
+    The gradient plus gamma beta_1 / (1 - beta_1) times its change, scaled down to a norm of 1 for each layer, enters
+    AdamW or an average whose sign is the step. The change at the first step is from 0, as in the authors' code; timm
+    has none there. The gradient before is a copy; the authors' code keeps the gradient's own memory.
+    """
+    xs, lasts = _double(segments), _zeros(segments)
+    means, squares, peaks = _zeros(segments), _zeros(segments), _zeros(segments)
+    a, b = betas
+    for k, step in enumerate(grads, start=1):
+        for i, gradient in enumerate(_double(step)):
+            y = gradient + gamma * a / (1 - a) * (gradient - lasts[i])
+            y = y / max(1.0, float(np.linalg.norm(y)))
+            lasts[i] = gradient
+            means[i] = _blend(a, means[i], y)
+            if mars_type == "mars-lion":
+                turn = np.sign(means[i])
+            else:
+                squares[i] = _blend(b, squares[i], y**2)
+                peaks[i] = np.maximum(peaks[i], squares[i])
+                spread = peaks[i] if amsgrad else squares[i]
+                turn = means[i] / (1 - a**k) / (np.sqrt(spread / (1 - b**k)) + eps)
+            xs[i] = xs[i] - lr * (turn + weight_decay * xs[i])
+    states = {"exp_avg": means, "last_grad": lasts}
+    if mars_type == "mars-adamw":
+        states["exp_avg_sq"] = squares
+        if amsgrad:
+            states["max_exp_avg_sq"] = peaks
+    return xs, states
+
+
+def _own(each: Sequence[Mapping[str, float]] | None, segments: Segments, key: str, common: float) -> list[float]:
+    """Give a hyperparameter of each segment, its own or the common one."""
+    return [common] * len(segments) if each is None else [own.get(key, common) for own in each]
+
+
+@oracle(
+    dict(lr=0.7, betas=(0.8, 0.95), beta3=0.9, eps=1e-3, weight_decay=0.1, d0=0.02, d_coef=0.5, growth_rate=1.1),
+    dict(lr=0.5, weight_decay=0.1, decouple=False, use_bias_correction=True, eps=1e-3, d0=0.02),
+    dict(lr=0.2, betas=(0.0, 0.9), eps=1e-2, safeguard_warmup=True, d0=0.02, d_coef=4.0),
+    dict(lr=0.5, betas=(0.9, 0.99), eps=1e-4, weight_decay=0.05, safeguard_warmup=True, d0=0.02, growth_rate=1.15),
+)
+def prodigy(
+    segments: Segments,
+    grads: Sequence[Segments],
+    *,
+    lr: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    beta3: float | None = None,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decouple: bool = True,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+    d0: float = 1e-6,
+    d_coef: float = 1.0,
+    growth_rate: float | None = None,
+    each: Sequence[Mapping[str, float]] | None = None,
+) -> Result:
+    """Prodigy (Mishchenko & Defazio, arXiv:2306.06101, algorithm 4), as prodigyopt 1.1.2.
+
+    One distance d for all segments, from sums over all. The step has the old d in its rate and the new d beside eps
+    and, where beta_1 is 0 and no average is kept, in the place of the average's. As long as d is d0 it takes any
+    estimate that is larger, unbounded by growth_rate. A step on which all of s is 0 moves nothing and does not count.
+    The package wants one lr, or 0, for all segments; its decoupled decay, and with beta_1 = 0 its step, then take the
+    lr of the others where it is 0. Here each segment has its own in all places, and with 0 stands still.
+    """
+    xs, starts = _double(segments), _double(segments)
+    means, squares, slopes = _zeros(segments), _zeros(segments), _zeros(segments)
+    rates, decays = _own(each, segments, "lr", lr), _own(each, segments, "weight_decay", weight_decay)
+    a, b = betas
+    c = math.sqrt(b) if beta3 is None else beta3
+    d, largest, progress, k = d0, d0, 0.0, 0
+    for step in grads:
+        correction = math.sqrt(1 - b ** (k + 1)) / (1 - a ** (k + 1)) if use_bias_correction else 1.0
+        live = [i for i, rate in enumerate(rates) if rate > 0]
+        ys = [y + (0.0 if decouple else decays[i]) * xs[i] for i, y in enumerate(_double(step))]
+        gain = 0.0
+        for i in live:
+            rate = d * rates[i] * correction
+            gain += d / d0 * rate * float(np.sum(ys[i] * (starts[i] - xs[i])))
+            means[i] = a * means[i] + d * (1 - a) * ys[i]
+            squares[i] = _blend(b, squares[i], (d * ys[i]) ** 2)
+            slopes[i] = c * slopes[i] + d / d0 * (d if safeguard_warmup else rate) * ys[i]
+        total = sum(float(np.sum(np.abs(slopes[i]))) for i in live)
+        if total == 0:
+            continue
+        k += 1
+        progress = c * progress + gain
+        estimate = d_coef * progress / total
+        before = d
+        if d == d0:
+            d = max(d, estimate)
+        largest = max(largest, estimate)
+        d = largest if growth_rate is None else min(largest, d * growth_rate)
+        for i in live:
+            rate = before * rates[i] * correction
+            turn = (means[i] if a > 0 else d * ys[i]) / (np.sqrt(squares[i]) + d * eps)
+            xs[i] = xs[i] - rate * (turn + (decays[i] if decouple else 0.0) * xs[i])
+    kept = {"exp_avg_sq": squares, "s": slopes, "p0": starts}
+    return xs, {"exp_avg": means, **kept} if a > 0 else kept
+
+
+@oracle(
+    dict(lr=0.4, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1, decouple=True, d0=1e-2, growth_rate=1.1),
+    dict(lr=0.7, betas=(0.9, 0.99), eps=1e-2, weight_decay=0.2, use_bias_correction=True, d0=1e-3),
+    dict(lr=0.4, eps=1e-4),
+)
+def dadaptadam(
+    segments: Segments,
+    grads: Sequence[Segments],
+    *,
+    lr: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decouple: bool = False,
+    use_bias_correction: bool = False,
+    d0: float = 1e-6,
+    growth_rate: float | None = None,
+    each: Sequence[Mapping[str, float]] | None = None,
+) -> Result:
+    """Adam with D-Adaptation (Defazio & Mishchenko, arXiv:2301.07733, algorithm 5), as DAdaptAdam in dadaptation 3.2.
+
+    One distance d for all segments, from sums over all, which never falls. The rate, with d before the step, is inside
+    the average of gradients. The old s is divided by the root as it was before the step. A step on which all of s is 0
+    moves nothing and does not count. As for Prodigy each segment has its own lr; the package has a layer_scale.
+    """
+    xs, means, squares, slopes = _double(segments), _zeros(segments), _zeros(segments), _zeros(segments)
+    rates, decays = _own(each, segments, "lr", lr), _own(each, segments, "weight_decay", weight_decay)
+    a, b = betas
+    c = math.sqrt(b)
+    d, progress, k = d0, 0.0, 0
+    for step in grads:
+        correction = math.sqrt(1 - b ** (k + 1)) / (1 - a ** (k + 1)) if use_bias_correction else 1.0
+        live = [i for i, rate in enumerate(rates) if rate > 0]
+        ys = [y + (0.0 if decouple else decays[i]) * xs[i] for i, y in enumerate(_double(step))]
+        gain = 0.0
+        for i in live:
+            rate = d * rates[i] * correction
+            gain += rate * float(np.sum(ys[i] * slopes[i] / (np.sqrt(squares[i]) + eps)))
+            means[i] = _blend(a, means[i], rate * ys[i])
+            squares[i] = _blend(b, squares[i], ys[i] ** 2)
+            slopes[i] = _blend(c, slopes[i], rate * ys[i])
+        total = sum(float(np.sum(np.abs(slopes[i]))) for i in live)
+        if total == 0:
+            continue
+        k += 1
+        progress = c * progress + (1 - c) * gain
+        estimate = progress / ((1 - c) * total)
+        before = d
+        d = max(d, estimate if growth_rate is None else min(estimate, d * growth_rate))
+        for i in live:
+            shrink = before * rates[i] * correction * decays[i] if decouple else 0.0
+            xs[i] = xs[i] - shrink * xs[i] - means[i] / (np.sqrt(squares[i]) + eps)
+    return xs, {"exp_avg": means, "exp_avg_sq": squares, "s": slopes}
 
 
 class _ScheduleFree:

@@ -15,6 +15,8 @@ from oracles import EXTRA_KEYWORDS, ORACLES, SETTINGS, Segments, clip_global_nor
 
 import fastgd
 from fastgd.kernels.cpu_threads import available_threads
+from fastgd.kernels.plan import plan
+from fastgd.kernels.rule import fallback_of
 from fastgd.kernels.rules import RULES
 
 STEPS = 24
@@ -53,9 +55,10 @@ def error(given: np.ndarray, expected: np.ndarray) -> float:
     return float(worst if scale == 0 else worst / scale)
 
 
-def split_state(params: Any, flat: np.ndarray) -> Segments:
-    """Segments of a flat state array."""
-    return [flat[s.offset : s.offset + s.size].reshape(s.shape) for s in params.segments]
+def split_state(opt: Any, name: str) -> Segments:
+    """Parts of a state array, 1-D, one for each segment; empty where a segment has none."""
+    state = opt._layout.states[name]
+    return [state.part(i) for i in range(len(state.sizes))]
 
 
 def vary(setting: dict[str, Any]) -> list[dict[str, Any]]:
@@ -97,16 +100,39 @@ class Run:
         """Run the oracle on each group; states by name and by segment."""
         xs: Segments = [np.empty(0)] * len(SHAPES)
         states: dict[str, dict[int, np.ndarray]] = {}
-        for group, hyper in enumerate(self.groups):
-            members = [i for i, g in enumerate(GROUPS) if g == group]
+        for name, hyper, members, extra in self._parts():
             own = [[step[i] for i in members] for step in grads]
-            extra = {"hessians": {k: [g[i] for i in members] for k, g in self.drawn.items()}} if self.drawn else {}
-            got, kept = ORACLES[self.name]([self.start[i] for i in members], own, **hyper, **extra)
+            got, kept = ORACLES[name]([self.start[i] for i in members], own, **hyper, **extra)
             for at, i in enumerate(members):
                 xs[i] = got[at]
                 for state, segments in kept.items():
-                    states.setdefault(state, {})[i] = segments[at]
+                    part = segments[at]
+                    states.setdefault(state, {})[i] = np.empty(0) if part is None else part.reshape(-1)
         return xs, states
+
+    def _parts(self) -> Iterator[tuple[str, dict[str, Any], list[int], dict[str, Any]]]:
+        """Oracle, hyperparameters, segments, and data of the run, of all that is updated together."""
+        shapes = list(SHAPES.values())
+        if plan(RULES[self.name](**self.groups[0])).level == "total":
+            each = [{k: v for k, v in self.groups[g].items() if k in ("lr", "weight_decay")} for g in GROUPS]
+            yield self.name, self.groups[0], list(range(len(shapes))), {"each": each}
+            return
+        for group, hyper in enumerate(self.groups):
+            rule = RULES[self.name](**hyper)
+            members = [i for i, g in enumerate(GROUPS) if g == group]
+            served = [i for i in members if rule.serves(shapes[i])]
+            extra: dict[str, Any] = {}
+            if self.drawn:
+                extra["hessians"] = {k: [g[i] for i in served] for k, g in self.drawn.items()}
+            if "machine_eps" in inspect.signature(ORACLES[self.name]).parameters:
+                extra["machine_eps"] = float(np.finfo(self.dtype).eps)
+            if served:
+                yield self.name, hyper, served, extra
+            fallback = fallback_of(rule)
+            left = [i for i in members if i not in served]
+            if left and fallback is not None:
+                values = {n: getattr(fallback, n) for n in fallback.hyperparameters()}
+                yield type(fallback).__name__.lower(), values, left, {}
 
     def check(self, grads: list[Segments]) -> None:
         """Compare parameters and states with the oracle."""
@@ -114,8 +140,9 @@ class Run:
         assert set(self.opt.state) == set(states)
         worst = {f"p[{n}]": error(self.params[n], x) for n, x in zip(SHAPES, xs, strict=True)}
         for state, segments in states.items():
-            parts = split_state(self.params, self.opt.state[state])
-            worst |= {f"{state}[{list(SHAPES)[i]}]": error(parts[i], x) for i, x in segments.items()}
+            parts = split_state(self.opt, state)
+            worst |= {f"{state}[{list(SHAPES)[i]}]": error(parts[i], x) for i, x in segments.items() if x.size}
+            assert [i for i, part in enumerate(parts) if part.size and not segments[i].size] == []
         assert {k: v for k, v in worst.items() if not v < TOLERANCE[self.dtype]} == {}
 
 
@@ -131,7 +158,9 @@ def test_every_rule_has_an_oracle() -> None:
 def test_oracle_has_the_arguments_and_defaults_of_the_rule(name: str) -> None:
     """Two hands wrote the same defaults."""
     rule = {
-        f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(RULES[name]) if f.init
+        f.name: inspect.Parameter.empty if f.default is MISSING else f.default
+        for f in fields(RULES[name])
+        if f.init and f.name != "fallback"  # has an oracle of its own
     }
     known = inspect.signature(ORACLES[name]).parameters.values()
     given = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.name not in EXTRA_KEYWORDS}
@@ -143,7 +172,9 @@ def test_every_hyperparameter_is_tested_off_its_default(name: str) -> None:
     """A default can hide what an argument does."""
     rule = RULES[name]
     untested = [
-        f.name for f in fields(rule) if f.init and all(s.get(f.name, f.default) == f.default for s in SETTINGS[name])
+        f.name
+        for f in fields(rule)
+        if f.init and f.name != "fallback" and all(s.get(f.name, f.default) == f.default for s in SETTINGS[name])
     ]
     assert untested == []
 

@@ -305,6 +305,219 @@ def test_schedule_free_needs_no_x(setting: dict[str, Any]) -> None:
     assert error(states["z"], zs) < 1e-13
 
 
+def test_lars_oracle_by_hand() -> None:
+    """Norms of 5 and 3; the ratio, its bound, and the 1 in its place where a norm is 0."""
+    hyper = dict(lr=0.4, momentum=0.5, trust_coeff=2.0, eps=0.0, always_adapt=True)
+    # 2 * 5/5 (0, 5), then 2 * 3/6 (0, 6)
+    x, states = run("lars", [3.0, 4.0], [0.0, 5.0], [0.0, 6.0], **hyper, dampening=0.5)
+    equal(states["momentum_buffer"], [0.0, 8.0])
+    equal(x, [3.0, 4 - 0.4 * 10 - 0.4 * 8])
+    equal(run("lars", [3.0, 4.0], [0.0, 5.0], **hyper, nesterov=True)[0], [3.0, 4 - 0.4 * 15])
+    # 5 / (5 + 5/2 + 5/2) of (4, 3) + (3, 4) / 2; over lr it is 5/4, or 1/4 with lr = 2
+    hyper = dict(weight_decay=0.5, trust_coeff=1.0, eps=2.5)
+    x, states = run("lars", [3.0, 4.0], [4.0, 3.0], **hyper, lr=0.4)
+    equal(x, [3 - 0.4 * 2.75, 4 - 0.4 * 2.5])
+    assert states == {}
+    equal(run("lars", [3.0, 4.0], [4.0, 3.0], **hyper, lr=0.4, trust_clip=True)[0], [3 - 0.4 * 5.5, 4 - 0.4 * 5])
+    equal(run("lars", [3.0, 4.0], [4.0, 3.0], **hyper, lr=2.0, trust_clip=True)[0], [3 - 2 * 1.375, 4 - 2 * 1.25])
+    equal(run("lars", [3.0, 4.0], [0.0, 0.0], **hyper, lr=0.4)[0], [0.8 * 3, 0.8 * 4])
+    equal(run("lars", [3.0, 4.0], [0.0, 0.0], **hyper, lr=2.0, trust_clip=True)[0], [3 - 2 * 0.75, 4 - 2 * 1])
+    equal(run("lars", [0.0, 0.0], [4.0, 3.0], **hyper, lr=0.4)[0], [-1.6, -1.2])
+    equal(run("lars", [3.0, 4.0], [4.0, 3.0], lr=0.4)[0], [3 - 1.6, 4 - 1.2])
+
+
+def test_lamb_oracle_with_the_options_of_apex_by_hand() -> None:
+    """Each way to the direction (1/2, -1/2) + (3/2, 2) of norm 5/2, where the parameters' is 5."""
+    hyper = dict(lr=0.1, betas=(0.5, 0.75), weight_decay=0.5)
+    x, states = run("lamb", [3.0, 4.0], [1.0, -1.0], **hyper, eps=0.5, bias_correction=False)
+    equal(x, [2.6, 3.7])
+    equal(states["exp_avg"], [0.5, -0.5])
+    x, states = run("lamb", [3.0, 4.0], [1.0, -1.0], **hyper, eps=3.0, grad_averaging=False)
+    equal(x, [2.6, 3.7])
+    equal(states["exp_avg"], [1.0, -1.0])
+    # The decay turns the gradient from -1 to 1, and is not in the direction 1/2 again.
+    x, states = run("lamb", [4.0], [-1.0], **hyper, eps=1.0, adam_w_mode=False)
+    equal(x, [4 - 0.1 * 8 * 0.5])
+    equal(states["exp_avg"], [0.5])
+
+
+def test_novograd_oracle_by_hand() -> None:
+    """Norms of 5, then sqrt(3/4 25 + 1/4 121) = 7."""
+    hyper = dict(lr=0.5, betas=(0.5, 0.75), eps=0.0)
+    plain = dict(weight_decay=0.5, bias_correction=False)
+    grads = [3.0, 4.0], [0.0, 11.0]
+    # (3, 4) / 2 over 5, and 1/2; then (3/4, 1 + 11/2) over 7
+    equal(run("novograd", [1.0, 1.0], grads[0], **hyper, **plain)[0], [0.6, 0.55])
+    x, states = run("novograd", [1.0, 1.0], *grads, **hyper, **plain)
+    equal(states["exp_avg"], [0.75, 6.5])
+    equal(x, [0.6 - 0.5 * (0.75 / 7 + 0.3), 0.55 - 0.5 * (6.5 / 7 + 0.275)])
+    # Inside: half of (3/5, 4/5) + 1/2; then half of that and half of (0, 11/7) and the decay
+    equal(run("novograd", [1.0, 1.0], grads[0], **hyper, **plain, reg_inside_moment=True)[0], [0.725, 0.675])
+    x, states = run("novograd", [1.0, 1.0], *grads, **hyper, **plain, reg_inside_moment=True)
+    m = np.array([0.275 + 0.18125, 0.325 + 5.5 / 7 + 0.16875])
+    equal(states["exp_avg"], m)
+    equal(x, [0.725 - 0.5 * m[0], 0.675 - 0.5 * m[1]])
+    # Corrected, (3, 4) over 5 / sqrt(1/4), or over 5/2 / sqrt(1/4) from 0
+    equal(run("novograd", [0.0, 0.0], grads[0], **hyper)[0], [-0.15, -0.2])
+    equal(run("novograd", [0.0, 0.0], grads[0], **hyper, init_zero=True)[0], [-0.3, -0.4])
+    equal(run("novograd", [0.0, 0.0], grads[0], **hyper, bias_correction=False, grad_averaging=False)[0], [-0.3, -0.4])
+    for inside in (False, True):  # nothing over nothing
+        hyper |= dict(weight_decay=0.5, reg_inside_moment=inside)
+        equal(run("novograd", [1.0, 1.0], [0.0, 0.0], **hyper)[0], [0.75, 0.75])
+
+
+def test_stableadamw_oracle_by_hand() -> None:
+    """At step 2 the betas are 1/3 and 3/7, the root is 4, and a gradient of 5 makes the rate 4/5 of lr."""
+    hyper = dict(lr=0.5, betas=(0.5, 0.75), eps=4.0, weight_decay=0.5)
+    # 2 / (2 + 4), and 2/6 of decay; 2 over max(2, 4) is below 1
+    equal(run("stableadamw", [2 / 3], [2.0], **hyper)[0], [1 / 3])
+    # 2/3 + 10/3 over sqrt(12/7 + 100/7) + 4, and 1/6
+    x, states = run("stableadamw", [2 / 3], [2.0], [5.0], **hyper)
+    equal(x, [1 / 3 - 0.4 * (4 / 8 + 1 / 6)])
+    equal(states["exp_avg"], [4.0])
+    equal(states["exp_avg_sq"], [16.0])
+
+
+def test_mars_oracle_by_hand() -> None:
+    """The change counts as much as the gradient: 2 (1/5, 0), then 2 (8/5, 2) - (1/5, 0) = (3, 4), of norm 5."""
+    hyper = dict(lr=0.5, betas=(0.5, 0.75), eps=0.4, weight_decay=0.5, gamma=1.0)
+    # m = (1/5, 0) over 1/2, v = (1/25, 0) over 1/4: 2/5 / (2/5 + 2/5)
+    equal(run("mars", [1.0, 0.0], [0.2, 0.0], **hyper)[0], [0.5, 0.0])
+    x, states = run("mars", [1.0, 0.0], [0.2, 0.0], [1.6, 2.0], **hyper)
+    equal(states["exp_avg"], [0.4, 0.4])
+    equal(states["exp_avg_sq"], [0.12, 0.16])
+    equal(states["last_grad"], [1.6, 2.0])
+    turn = [0.4 / 0.75 / (math.sqrt(0.12 * 16 / 7) + 0.4), 0.4 / 0.75 / (math.sqrt(0.16 * 16 / 7) + 0.4)]
+    equal(x, [0.5 - 0.5 * (turn[0] + 0.25), -0.5 * turn[1]])
+    # 2 (1/10) - 1/5 = 0: v falls to 3/100, its peak stays.
+    x, states = run("mars", [1.0], [0.2], [0.1], **hyper, amsgrad=True)
+    equal(states["exp_avg_sq"], [0.03])
+    equal(states["max_exp_avg_sq"], [0.04])
+    equal(x, [0.5 - 0.5 * (0.1 / 0.75 / (math.sqrt(0.04 * 16 / 7) + 0.4) + 0.25)])
+    # Signs of m = 1/5 and of 1/10 - 2/5 / 2
+    x, states = run("mars", [1.0], [0.2], [-0.1], **hyper, mars_type="mars-lion")
+    equal(x, [0.25 - 0.5 * (-1 + 0.125)])
+    equal(states["exp_avg"], [-0.1])
+    assert set(states) == {"exp_avg", "last_grad"}
+
+
+def test_prodigy_oracle_by_hand() -> None:
+    """Distances 1, 4 and, with x at -7/10, 16 (1/4 + 16 * 7/10) / 17 or twice 4; a step without gradient is none."""
+    hyper = dict(betas=(0.5, 0.75), beta3=0.5, eps=1.0, d0=1.0, d_coef=16.0)
+    # y = 2: m = 1, v = 1, s = 2: -1 / (1 + 1). y = 1: m = 1, v = 1, s = 2, r = 1/2: d = 4, of which the rate has 1.
+    equal(run("prodigy", [0.0], [2.0], **hyper)[0], [-0.5])
+    for growth_rate in (None, 2.0):  # the first growth has no bound
+        x, states = run("prodigy", [0.0], [0.0], [2.0], [1.0], **hyper, growth_rate=growth_rate)
+        equal(x, [-0.5 - 1 / (1 + 4)])
+        equal(states["s"], [2.0])
+    # y = 1: m = 1/2 + 4/2, v = 3/4 + 16/4, s = 1 + 16
+    for growth_rate, d in ((None, 16 * 11.45 / 17), (2.0, 8.0)):
+        x, states = run("prodigy", [0.0], [2.0], [1.0], [1.0], **hyper, growth_rate=growth_rate)
+        equal(x, [-0.7 - 4 * 2.5 / (math.sqrt(4.75) + d)])
+        equal([states[n][0] for n in ("exp_avg", "exp_avg_sq", "s", "p0")], [2.5, 4.75, 17.0, 0.0])
+    # With lr = 1/2 both s are 1, or 2 with safeguard_warmup; x = -1/4 makes r = 1/8 and d = 64/8 over s.
+    for safeguard, s in ((False, 1.0), (True, 2.0)):
+        options = hyper | dict(lr=0.5, d_coef=64.0, safeguard_warmup=safeguard)
+        x, states = run("prodigy", [0.0], [2.0], [1.0], **options)
+        equal(states["s"], [s])
+        equal(x, [-0.25 - 0.5 / (1 + 8 / s)])
+    # Decay 1/2: beside the step, or in the gradient, 0 + 4/2
+    equal(run("prodigy", [4.0], [2.0], **hyper, weight_decay=0.5)[0], [4 - 0.5 - 2])
+    equal(run("prodigy", [4.0], [0.0], **hyper, weight_decay=0.5, decouple=False)[0], [4 - 0.5])
+    # sqrt(1/4) / (1/4) = 2 at the first step that counts
+    x, states = run("prodigy", [0.0], [0.0], [2.0], **hyper | dict(betas=(0.75, 0.75)), use_bias_correction=True)
+    equal(x, [-2 * 0.5 / 2])
+    equal(states["s"], [4.0])
+    # Without an average the step has the new distance, 8 * 1/2.
+    x, states = run("prodigy", [0.0], [2.0], [1.0], **hyper | dict(betas=(0.0, 0.75), d_coef=8.0))
+    equal(x, [-1 - 4 / (1 + 4)])
+    assert set(states) == {"exp_avg_sq", "s", "p0"}
+    # beta_3 is the root of beta_2.
+    equal(run("prodigy", [0.0], [2.0], [0.0], **hyper | dict(betas=(0.5, 0.25), beta3=None))[1]["s"], [1.0])
+
+
+def both(
+    name: str, *grads: float, each: list[dict[str, float]], **hyper: Any
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Parameters and states of two segments of one element that start at 0, with the same gradients."""
+    xs, states = ORACLES[name]([np.zeros(1)] * 2, [[np.array([y])] * 2 for y in grads], each=each, **hyper)
+    return [float(x[0]) for x in xs], {state: [float(part[0]) for part in parts] for state, parts in states.items()}
+
+
+def test_prodigy_oracle_of_two_rates_by_hand() -> None:
+    """Each has its own part in the sums, and one with lr = 0 has none."""
+    hyper = dict(betas=(0.5, 0.75), beta3=0.5, eps=1.0, d0=1.0)
+    # At -1/2 and -1/4, r = 1/2 + 1/2 * 1/4 and s = 2 + 1: d = 4 with d_coef = 19.2
+    xs, states = both("prodigy", 2.0, 1.0, each=[{}, dict(lr=0.5)], **hyper, d_coef=19.2)
+    equal(xs, [-0.7, -0.35])
+    equal(states["s"], [2.0, 1.0])
+    xs, states = both(
+        "prodigy", 2.0, 1.0, each=[dict(lr=1.0), dict(lr=0.0)], **hyper, d_coef=16.0, safeguard_warmup=True
+    )
+    equal(xs, [-0.7, 0.0])
+    equal(states["s"], [2.0, 0.0])
+    equal(states["exp_avg"], [1.0, 0.0])
+
+
+def test_dadaptadam_oracle_by_hand() -> None:
+    """sqrt(beta_2) = 3/5: both gradients leave a root of 4; the distance grows to 16/7, or to 2 where it is bounded."""
+    hyper = dict(lr=4.0, betas=(0.5, 0.36), eps=1.0, d0=1.0)
+    # y = 5: m = 10, v = 16, s = 8. y = 4: 4 * 4 * 8/5 of progress, m = 13, v = 16, s = 24/5 + 32/5.
+    equal(run("dadaptadam", [0.0], [5.0], **hyper)[0], [-2.0])
+    x, states = run("dadaptadam", [0.0], [0.0], [5.0], [4.0], **hyper)
+    equal(x, [-2 - 13 / 5])
+    equal([states[n][0] for n in ("exp_avg", "exp_avg_sq", "s")], [13.0, 16.0, 11.2])
+    # The rate of the next step shows d = 0.4 * 25.6 / (0.4 * 11.2).
+    equal(run("dadaptadam", [0.0], [5.0], [4.0], [4.0], **hyper)[0], [-4.6 - (6.5 + 4 * 16 / 7 * 2) / 5])
+    equal(run("dadaptadam", [0.0], [5.0], [4.0], [4.0], **hyper, growth_rate=2.0)[0], [-4.6 - (6.5 + 4 * 2 * 2) / 5])
+    # Decay: 4/8 of x, or 1 more for the gradient
+    equal(run("dadaptadam", [4.0], [5.0], **hyper, weight_decay=0.125, decouple=True)[0], [4 - 2 - 2])
+    equal(run("dadaptadam", [4.0], [4.0], **hyper, weight_decay=0.25)[0], [4 - 2])
+    # sqrt(0.64) / (1/2) = 8/5 at the first step that counts
+    equal(run("dadaptadam", [0.0], [0.0], [5.0], **hyper, use_bias_correction=True)[0], [-1.6 * 2])
+    # Two rates: progress 4 * 4 * 8/5 and a quarter of it, of s = 11.2 and half of it
+    xs, states = both("dadaptadam", 5.0, 4.0, 4.0, each=[{}, dict(lr=2.0)], **hyper)
+    d = 25.6 * 1.25 / (11.2 * 1.5)
+    equal(states["s"], [0.6 * 11.2 + 0.4 * 4 * d * 4, 0.6 * 5.6 + 0.4 * 2 * d * 4])
+    equal(xs, [-4.6 - (6.5 + 4 * d * 2) / 5, -2.3 - (3.25 + 2 * d * 2) / 5])
+    xs, states = both("dadaptadam", 5.0, 4.0, 4.0, each=[{}, dict(lr=0.0)], **hyper, growth_rate=2.0)
+    equal(xs, [-9.1, 0.0])
+    equal([states[n][1] for n in ("exp_avg", "exp_avg_sq", "s")], [0.0, 0.0, 0.0])
+
+
+def test_cautious_adam_oracle_by_hand() -> None:
+    """Of two elements one has no gradient: the other's step counts twice; then it turns and rests."""
+    hyper = dict(lr=1.0, betas=(0.5, 0.75), cautious=True)
+    equal(run("adam", [0.0, 0.0], [2.0, 0.0], **hyper, eps=2.0)[0], [-2 * 2 / (2 + 2), 0.0])
+    equal(run("adam", [0.0, 0.0], [2.0, 0.0], **hyper, eps=2.0, eps_mode="hat")[0], [-2 * 1 / (1 + 2), 0.0])
+    equal(run("adam", [0.0, 0.0], [2.0, 0.0], **hyper, eps=12.0, eps_mode="inside")[0], [-2 * 2 / 4, 0.0])
+    # m = (1/4, 1/2) over 3/4, v = 1/4 over 7/16 where it moves
+    x, states = run("adam", [0.0, 0.0], [2.0, 0.0], [-0.5, 1.0], **hyper, eps=2.0)
+    turn = 2 * (2 / 3) / (math.sqrt(4 / 7) + 2)
+    equal(x, [-1.0, -turn])
+    equal(states["exp_avg"], [0.25, 0.5])
+    # A decay that is decoupled goes on; one that is not has its say in the sign: -1/2 + 2/2.
+    decay = 1 - 0.5
+    for name, option in (("adam", dict(decoupled_weight_decay=True)), ("adamw", {})):
+        x, _ = run(name, [4.0, 0.0], [2.0, 0.0], [-0.5, 1.0], **hyper, **option, eps=2.0, weight_decay=0.5)
+        equal(x, [decay * (decay * 4 - 1), -turn])
+    equal(run("adam", [2.0], [-0.5], **hyper, eps=2.0, weight_decay=0.5)[0], [2 - 0.5 / 2.5])
+    # One in 2000 counts 1000 times.
+    equal(run("adam", [0.0] * 2000, [2.0] + [0.0] * 1999, **hyper, eps=2.0)[0], [-500.0] + [0.0] * 1999)
+    # One that contradicts its average rests; then m = 3/8 over 7/8, and the first square is still the largest.
+    x, states = run("adam", [0.0], [2.0], [-0.5], [0.5], **hyper, eps=2.0, amsgrad=True)
+    equal(states["max_exp_avg_sq"], [1.0])
+    equal(x, [-0.5 - 3 / 7 / (math.sqrt(64 / 37) + 2)])
+
+
+def test_cautious_lion_oracle_by_hand() -> None:
+    """Two of three agree, 3 / (2 + 1); then one, 3 / (1 + 1), as the first gradient turns and its average votes on."""
+    hyper = dict(lr=0.1, betas=(0.5, 0.75), weight_decay=0.5, cautious=True)
+    x, states = run("lion", [2.0, 2.0, 2.0], [1.0, -1.0, 0.0], [-0.2, -1.0, 0.0], **hyper)
+    equal(x, [0.95 * 1.8, 0.95 * 2 + 0.15, 0.95**2 * 2])
+    equal(states["exp_avg"], [0.1875 - 0.05, -0.1875 - 0.25, 0.0])
+
+
 def test_rmsprop_oracle_has_no_negative_variance() -> None:
     """A constant gradient of 0.7 has variance 0, which rounding makes negative: torch gives NaN."""
     hyper = dict(lr=0.1, alpha=0.5, eps=1.0, centered=True)
