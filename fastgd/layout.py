@@ -243,7 +243,7 @@ def _inherited(
         if kind == "group" and owner in came_from:
             if found.setdefault((name, kind, index), value) != value:
                 raise HyperparameterError(
-                    f"group {index}: its arrays must come from groups with the same {name}, "
+                    f"group {index}: its arrays must come from groups with the same {name.rpartition('.')[2]}, "
                     f"given {found[name, kind, index]!r} and {value!r}"
                 )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, fields
 from itertools import count
 
@@ -270,12 +271,16 @@ def test_a_group_joins_between_steps_of_other_threads():
 @pytest.mark.parametrize(("rule_class", "values"), RULE_CASES)
 def test_changing_any_number_compiles_nothing_and_counts(rule_class, values):
     """Every hyperparameter that is no option, each changed alone between two steps."""
-    n = 50
+    shapes = {"a": (4, 5), "b": (5, 6)}
+
+    def step(opt, k):
+        opt.step([{name: gradient(k, math.prod(shape)).reshape(shape) for name, shape in shapes.items()}])
+
     for f in fields(rule_class):
         value = values.get(f.name, f.default)
         if not f.init or not isinstance(value, float | tuple):
             continue
-        changed = tuple(0.5 * x + 0.07 for x in value) if isinstance(value, tuple) else 0.5 * value + 0.07
+        changed = tuple(x and 0.5 * x + 0.07 for x in value) if isinstance(value, tuple) else 0.5 * value + 0.07
         old = rule_class(**values)
         try:
             new = rule_class(**values | {f.name: changed})
@@ -283,23 +288,34 @@ def test_changing_any_number_compiles_nothing_and_counts(rule_class, values):
             continue
         if new.options() != old.options():
             continue
-        p, q = np.linspace(1, 2, n), np.linspace(1, 2, n)
-        opt = fastgd.Optimizer([{"params": {"a": p[:20], "b": p[20:]}}, {"match": "b"}], rule_class(**values))
-        same = fastgd.Optimizer([{"params": {"a": q[:20], "b": q[20:]}}, {"match": "b"}], rule_class(**values))
-        for o in (opt, same):
-            o.step([{"a": gradient(1, 20), "b": gradient(1, 30)}])
+        p, q = ({k: np.linspace(1, 2, math.prod(s)).reshape(s) for k, s in shapes.items()} for _ in range(2))
+        opt, same = (fastgd.Optimizer([{"params": x}, {"match": "b"}], rule_class(**values)) for x in (p, q))
+        step(opt, 1)
+        step(same, 1)
         kernels = dict(cpu._KERNELS)
+        names, start = prepare_arguments(rule_class), old.init()
+        first = old.prepare(1, **{n: start[n] for n in names})
+        second = [rule.prepare(2, **{n: first.get(n, start[n]) for n in names}) for rule in (old, new)]
         opt.param_groups[1][f.name] = changed
-        for o in (opt, same):
-            o.step([{"a": gradient(2, 20), "b": gradient(2, 30)}])
+        if any(second[0][k] != second[1][k] for k in plan(old).shared):
+            with pytest.raises(HyperparameterError, match="for all its groups, which must agree in"):
+                step(opt, 2)
+            opt.param_groups[0][f.name] = changed
+            step(opt, 2)
+            assert cpu._KERNELS == kernels
+            continue
+        step(opt, 2)
+        step(same, 2)
         assert cpu._KERNELS == kernels
-        assert np.array_equal(p[:20], q[:20])  # not the other group
+        assert np.array_equal(p["a"], q["a"]) or plan(old).level == "total"  # not the other group
         assert getattr(opt._layout.rules[1], f.name) == changed != getattr(opt._layout.rules[0], f.name)
-        used = {*plan(old).sweeps[0].scalars}
-        names = prepare_arguments(rule_class)
-        first = old.prepare(1, **{n: old.init()[n] for n in names})
-        second = [rule.prepare(2, **{n: first[n] for n in names}) for rule in (old, new)]
-        rows = [o._layout.program.launches[0]._rows[0].array for o in (opt, same)]
-        assert np.array_equal(rows[0][0], rows[1][0])
-        arrived = any(second[0][k] != second[1][k] for k in used & set(second[0]))
-        assert arrived != np.array_equal(rows[0][1], rows[1][1]), f.name
+        launches = [o._layout.program.launches[0] for o in (opt, same)]
+        used = set(second[0])
+        if plan(old).combine or plan(old).matrix:  # by name
+            rows = [launch._given if launch.plan.combine else launch._rows[0] for launch in launches]
+        else:
+            rows = [launch._rows[0].array.tolist() for launch in launches]
+            used &= {*plan(old).sweeps[0].scalars}
+        assert rows[0][0] == rows[1][0]
+        arrived = any(second[0][k] != second[1][k] for k in used)
+        assert arrived != (rows[0][1] == rows[1][1]), f.name

@@ -142,7 +142,6 @@ class Run:
         for state, segments in states.items():
             parts = split_state(self.opt, state)
             worst |= {f"{state}[{list(SHAPES)[i]}]": error(parts[i], x) for i, x in segments.items() if x.size}
-            assert [i for i, part in enumerate(parts) if part.size and not segments[i].size] == []
         assert {k: v for k, v in worst.items() if not v < TOLERANCE[self.dtype]} == {}
 
 

@@ -44,7 +44,7 @@ class Prodigy(Rule):
     d₀          ``d0``                   first estimate, > 0
     c           ``d_coef``               factor of each new estimate, > 0
     ----------  ``growth_rate``          most by which d grows in a step, >= 1; None: any
-    m, v, s     exp_avg, exp_avg_sq, s   states
+    m, v, s     exp_avg, exp_avg_sq, s   states; m only with β₁ > 0, otherwise it is d g, of the new d
     p₀          p0                       state: the parameters at the start
     ==========  =======================  ==========================================================================
 
@@ -89,8 +89,8 @@ class Prodigy(Rule):
     }
 
     def options(self) -> dict[str, object]:
-        """Which decay is meant."""
-        return dict(decouple=self.decouple)
+        """Which decay is meant, and whether there is a mean of the gradients."""
+        return dict(decouple=self.decouple, averaged=self.betas[0] != 0)
 
     def init(self) -> dict[str, object]:
         """Start with the first estimate, and no step behind a gradient."""
@@ -123,11 +123,12 @@ class Prodigy(Rule):
         )
 
     @staticmethod
-    def measure(p, g, m, v, s, p0, *, b1, c1, b2, c2, beta3, way, taken, wd, decouple):
+    def measure(p, g, m, v, s, p0, *, b1, c1, b2, c2, beta3, way, taken, wd, decouple, averaged):
         """Move the moments and the gradients' sum; sum the way gone along the gradient."""
         if not decouple:
             g = g + wd * p
-        m = b1 * m + c1 * g
+        if averaged:
+            m = b1 * m + c1 * g
         v = b2 * v + c2 * (g * g)
         s = beta3 * s + taken * g
         return m, v, s, total(gone=way * g * (p0 - p), grown=abs(s))
@@ -143,16 +144,19 @@ class Prodigy(Rule):
         d = minimum(d_max, first * growth_rate) if begun else d
         k = k + 1 if begun else k
         step = length if begun else 0
+        unaveraged = step * d
         decay = 1 - wd * step
         floor = d * eps if begun else 1
-        return numerator, d_max, d, k, step, decay, floor
+        return numerator, d_max, d, k, step, unaveraged, decay, floor
 
     @staticmethod
-    def update(p, m, v, *, step, decay, floor, decouple):
+    def update(p, g, m, v, *, step, unaveraged, decay, floor, wd, decouple, averaged):
         """Step one element."""
+        if not averaged and not decouple:
+            g = g + wd * p
         if decouple:
             p = decay * p
-        p = p - step * m / (sqrt(v) + floor)
+        p = p - (step * m if averaged else unaveraged * g) / (sqrt(v) + floor)
         return p
 
 
