@@ -1,22 +1,32 @@
-"""The command `fastgd bench`: whole optimizer steps against the peers and the roof of this machine."""
+"""The command `fastgd bench`: whole optimizer steps against the peers and the roof of this machine, or loss curves."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fastgd.cli.output import show_table
+
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _QUICK = ("4k,1M", "roof,numpy-textbook,numpy-inplace", 3)  # sizes, peers, rounds
 _FULL = ("4k,1M,64M", "all", 9)
+_RULES = "adamw,sgd"
+_QUICK_CURVES = dict(epochs=10, search_epochs=5, seeds=1)
 
 
 def bench(
+    context: typer.Context,
     rules: Annotated[
-        str, typer.Option(help="Rules by lower-case name, variants such as adamw-tail, or all.")
-    ] = "adamw,sgd",
+        str | None,
+        typer.Option(
+            help=f"Rules by lower-case name, variants such as adamw-tail, or all; by default {_RULES}, of curves all."
+        ),
+    ] = None,
     sizes: Annotated[
         str | None, typer.Option(help=f"Elements; k, M, G are powers of 1024; by default {_FULL[0]}.")
     ] = None,
@@ -34,8 +44,19 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds, NumPy and the roof only.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here, as Markdown.")] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIRECTORY",
+            help="Time nothing: train on digits by each rule and write the loss curves here; with --rules, --quick.",
+        ),
+    ] = None,
 ) -> None:
     """Time whole optimizer steps against NumPy, torch and others, each in its own process and checked first."""
+    if curves is not None:
+        _refuse_others(context, "curves", "rules", "quick")
+        _curves(curves, rules or "all", quick)
+        return
     usual_sizes, usual_peers, usual_rounds = _QUICK if quick else _FULL
     counts = [_size(text) for text in _split(sizes or usual_sizes)]
     chosen = _split(peers or usual_peers)
@@ -43,24 +64,12 @@ def bench(
         if path is not None and not path.absolute().parent.is_dir():
             raise typer.BadParameter(f"{name}: no directory {path.absolute().parent} to write {path.name} into")
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from fastgd.bench.report import write_json, write_markdown
     from fastgd.bench.run import run
-    from fastgd.kernels.errors import FastGDError
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("starting")
-
-    def show(text: str, done: int, total: int) -> None:
-        bar.start()  # now, not before: wrong arguments are one line
-        bar.update(task, description=text, completed=done, total=total)
-
-    try:
+    with _progress() as show:
         report = run(
-            None if rules == "all" else _split(rules),
+            _names(rules or _RULES),
             counts,
             _split(dtypes),
             _split(backends),
@@ -69,16 +78,72 @@ def bench(
             rounds=usual_rounds if rounds is None else rounds,
             progress=show,
         )
-    except FastGDError as error:
-        raise typer.BadParameter(str(error)) from None
-    finally:
-        if bar.live.is_started:
-            bar.stop()
     _show(report)
     if json is not None:
         write_json(report, json)
     if markdown is not None:
         write_markdown(report, markdown)
+
+
+def _curves(folder: Path, rules: str, quick: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"--curves must be a directory, given the file {folder}")
+    if not folder.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--curves: no directory {folder.absolute().parent} to make {folder.name} in")
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'fastgd bench --curves needs {error.name}: pip install "fastgd[demo]"') from None
+    from fastgd.bench.curves import run, untrained
+    from fastgd.bench.curves_page import COLUMNS, NUMBERS, table, write
+    from fastgd.kernels.errors import FastGDError
+
+    with _progress() as show:
+        report = run(_names(rules), **(_QUICK_CURVES if quick else {}), progress=show)
+    show_table(COLUMNS, table(report), NUMBERS)
+    folder.mkdir(exist_ok=True)
+    for path in write(report, folder):
+        print(f"curves: {path}")
+    problems = untrained(report)
+    if problems:
+        raise FastGDError(f"these do not train: {'; '.join(problems)}")
+
+
+def _refuse_others(context: typer.Context, *together: str) -> None:
+    """Refuse options that would have no effect beside the first one."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in together and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name} does not go with --{together[0]}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], object]]:
+    """Give what draws a bar when it is called first: wrong arguments, refused by what is run, are one line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from fastgd.kernels.errors import FastGDError
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("starting")
+
+    def show(text: str, done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, description=text, completed=done, total=total)
+
+    try:
+        yield show
+    except FastGDError as error:
+        raise typer.BadParameter(str(error)) from None
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _names(rules: str) -> list[str] | None:
+    return None if rules == "all" else _split(rules)
 
 
 def _split(text: str) -> list[str]:
