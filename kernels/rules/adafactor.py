@@ -38,11 +38,12 @@ class _Factored(MatrixRule):
         return shape
 
 
-def _product(row: Any, column: Any, least: float) -> Any:
-    """Matrix of rank 1 with these means of rows and columns; quotient first: the product of two may be too small."""
-    mean = row.mean(-1)
-    mean = mean.clip(least, None) if least else mean
-    return (row / mean[..., None])[..., None] * column[..., None, :]
+def _normed(x: Any, row: Any, column: Any) -> Any:
+    """Give x over the root of the matrix of rank 1 with these means of rows and columns.
+
+    Root by root: the product of two small means may be 0.
+    """
+    return x * ((row / row.mean(-1)[..., None]) ** -0.5)[..., None] * (column**-0.5)[..., None, :]
 
 
 def _rms(x: Any) -> Any:
@@ -162,12 +163,17 @@ class Adafactor(_Factored):
             least = 2.0 ** (-23 if p.dtype.itemsize == 4 else -52)
         square = g * g + least if paper else g * g
         if row is None:
-            v = spread = v + w * (square - v)
+            v = v + w * (square - v)
+            u = g / (v if paper else v.clip(least * least, None)) ** 0.5
         else:
             row = row + w * (square.mean(-1) - row)
             column = column + w * (square.mean(-2) - column)
-            spread = _product(row, column, 0.0 if paper else least)
-        u = g / (spread if paper else spread.clip(least * least, None)) ** 0.5
+            if paper:
+                u = _normed(g, row, column)
+            else:
+                mean = row.mean(-1).clip(least, None)
+                spread = (row / mean[..., None])[..., None] * column[..., None, :]
+                u = g / spread.clip(least * least, None) ** 0.5
         u = u / (_rms(u) / d).clip(1, None)
         if averaged:
             m = u = b1 * m + c1 * u
@@ -294,16 +300,16 @@ class CAME(_Factored):
         """Step one array."""
         square = g * g + least
         if row is None:
-            v = spread = b2 * v + c2 * square
+            v = b2 * v + c2 * square
+            u = g / v**0.5
         else:
             row, column = b2 * row + c2 * square.mean(-1), b2 * column + c2 * square.mean(-2)
-            spread = _product(row, column, 0.0)
-        u = g / spread**0.5
+            u = _normed(g, row, column)
         u = u / (_rms(u) / d).clip(1, None)
         m = b1 * m + c1 * u
         if row is None:
             return dict(p=decay * p - lr * m, m=m, v=v)
         apart = (u - m) * (u - m) + disagreement
         res_row, res_column = b3 * res_row + c3 * apart.mean(-1), b3 * res_column + c3 * apart.mean(-2)
-        p = decay * p - lr * (m / _product(res_row, res_column, 0.0) ** 0.5)
+        p = decay * p - lr * _normed(m, res_row, res_column)
         return dict(p=p, m=m, row=row, column=column, res_row=res_row, res_column=res_column)
