@@ -83,7 +83,7 @@ def _adam(
 
 
 @_into(TEXTBOOK, "lion")
-def _lion(p: Array, g: Array, *, lr: float, betas: tuple[float, float], weight_decay: float) -> Step:
+def _lion(p: Array, g: Array, *, lr: float, betas: tuple[float, float], weight_decay: float, **_: Any) -> Step:
     b1, b2 = betas
     m = np.zeros_like(p)
 
@@ -154,7 +154,7 @@ def _adam_in_place(
 
 
 @_into(IN_PLACE, "lion")
-def _lion_in_place(p: Array, g: Array, *, lr: float, betas: tuple[float, float], weight_decay: float) -> Step:
+def _lion_in_place(p: Array, g: Array, *, lr: float, betas: tuple[float, float], weight_decay: float, **_: Any) -> Step:
     b1, b2 = betas
     m, scratch = np.zeros_like(p), np.empty_like(p)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.plan import plan
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
@@ -60,6 +61,8 @@ class Case:
         Empty, or ``max_norm``, ``ema_decay`` and ``zero_grad=True`` of the optimizer: all three.
     tensors
         Sizes, in proportion, of the tensors that the elements are cut into.
+    most
+        Most elements that it is measured with.
     """
 
     rule: str
@@ -68,6 +71,7 @@ class Case:
     variant: str = ""
     tail: Mapping[str, Any] = field(default_factory=dict)
     tensors: tuple[int, ...] = (1,)
+    most: float = math.inf
 
     @property
     def name(self) -> str:
@@ -85,8 +89,22 @@ class Case:
 
     def bytes_per_param(self, itemsize: int) -> int:
         """Bytes that one step must read and write for each parameter; a norm's read of the gradient is one more."""
-        one = np.zeros(1, f"f{itemsize}")
-        return Optimizer(one, self.build(), backend="numpy", **self.tail).bytes_per_param
+        few = np.zeros(self.shape(4), f"f{itemsize}")
+        return Optimizer(few, self.build(), backend="numpy", **self.tail).bytes_per_param
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Shape of a tensor of n elements: for a rule of matrices one, about square if n is even enough."""
+        rule = self.build()
+        if rule.serves((n,)) and not isinstance(rule, MatrixRule):
+            return (n,)
+        rows = math.gcd(n, 1 << (n.bit_length() // 2))
+        return (rows, n // rows)
+
+    @property
+    def periodic(self) -> bool:
+        """Whether an element's step depends on no other: one period of the data is then enough to know the result."""
+        made = plan(self.build())
+        return made.combine is None and made.matrix is None
 
     def cut(self, a: NDArray[Any]) -> list[NDArray[Any]]:
         """Give views of an array, one for each tensor; none is empty if there are as many elements."""
@@ -96,9 +114,10 @@ class Case:
 
     def streams(self) -> tuple[int, int]:
         """Count the arrays that a step reads and writes, and those that it only reads."""
-        sweeps = plan(self.build(), Tail("ema", zero_grad=True) if self.tail else Tail()).sweeps
-        written = {a for s in sweeps for a in s.writes}
-        return len(written), len({a for s in sweeps for a in s.reads} - written)
+        made = plan(self.build(), Tail("ema", zero_grad=True) if self.tail else Tail())
+        small = made.matrix.small if made.matrix else frozenset()
+        written = {a for s in made.steps for a in s.writes} - small
+        return len(written), len({a for s in made.steps for a in s.reads} - written - small)
 
 
 _TABLE: dict[str, Case] = {
@@ -113,6 +132,14 @@ _TABLE: dict[str, Case] = {
         Case("adamw", _ADAMW, _TORCH, "tail-gpt2", _TAIL, GPT2),
         Case("lion", dict(lr=1e-3, weight_decay=0.1), (*_NUMPY, "optax", "deepspeed")),
         Case("lamb", dict(lr=1e-3, weight_decay=0.1), ("optax",)),
+        Case("lamb", dict(lr=1e-3, weight_decay=0.1), (), "gpt2", tensors=GPT2),
+        Case("lars", dict(lr=1e-2, momentum=0.9, weight_decay=0.1, trust_coeff=0.1)),
+        Case("prodigy", dict(d0=1e-3)),  # with its default parameters differ from their start by next to nothing
+        Case("prodigy", dict(d0=1e-3), (), "gpt2", tensors=GPT2),
+        Case("dadaptadam", dict(d0=1e-3)),
+        Case("muon", dict(lr=1e-3), ("matmul",), most=1 << 24),
+        Case("adafactor", {}, _TORCH[:2]),
+        Case("adamw", dict(_ADAMW, cautious=True), (), "cautious"),
         Case("adagrad", dict(lr=1e-2), _TORCH),
         Case("schedulefreesgd", dict(lr=1e-2)),  # with its default of 1 parameters cancel to next to nothing
         *(
@@ -137,10 +164,15 @@ def data(n: int, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def reference(case: Case, dtype: str, n: int) -> tuple[NDArray[np.float64], ...]:
-    """One period of what the checked steps make of n elements, in float64 from data rounded to `dtype`.
+    """Take the checked steps of n elements in float64, from data rounded to `dtype`; of one period, if that is all.
 
-    The parameters; with a tail also their average and the gradient that is left.
+    Returns
+    -------
+    tuple of array
+        The parameters; with a tail also their average and the gradient that is left.
     """
+    if not case.periodic:
+        return _whole_reference(case, dtype, n)
     p, g = (a.astype(np.float64) for a in data(min(n, PERIOD), dtype))
     tail = dict(case.tail)
     max_norm = tail.pop("max_norm", math.inf)
@@ -151,6 +183,14 @@ def reference(case: Case, dtype: str, n: int) -> tuple[NDArray[np.float64], ...]
         left = factor * g
         optimizer.step(left, scale=min(1.0, max_norm / (abs(factor) * norm + 1e-6)))
     return (p, optimizer.ema, left) if case.tail else (p,)
+
+
+def _whole_reference(case: Case, dtype: str, n: int) -> tuple[NDArray[np.float64], ...]:
+    p, g = (a.astype(np.float64) for a in data(n, dtype))
+    optimizer = Optimizer([a.reshape(case.shape(a.size)) for a in case.cut(p)], case.build())
+    for factor in GRADIENT_FACTORS:
+        optimizer.step([factor * a.reshape(case.shape(a.size)) for a in case.cut(g)])
+    return (p,)
 
 
 def max_ulp(result: NDArray[Any], expected: NDArray[np.float64]) -> float:

@@ -67,20 +67,37 @@ def _peer(
 
 
 def _fastgd(backend: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
-    def tensors(params: Any) -> list[Array]:
-        return list(params.values()) if isinstance(params, Mapping) else [params]
-
-    many = FlatParams({str(k): a for k, a in enumerate(case.cut(p))}) if len(case.tensors) > 1 else None
+    given = g.reshape(case.shape(g.size))
+    params: Any = p.reshape(given.shape)
+    gradients = [given]
+    if len(case.tensors) > 1:
+        params = FlatParams({str(k): a.reshape(case.shape(a.size)) for k, a in enumerate(case.cut(p))})
+        gradients = list(params.grad.values())
     optimizer = Optimizer(
-        p if many is None else many,
-        case.build(),
-        backend=backend,
-        threads=threads if backend == "numba" else None,
-        **case.tail,
+        params, case.build(), backend=backend, threads=threads if backend == "numba" else None, **case.tail
     )
-    step = partial(optimizer.step, g if many is None else None)
-    gradient = g if many is None else many.grad
-    return _peer(case, step, tensors(optimizer.params), tensors(gradient), tensors(optimizer.ema))
+
+    def tensors(given: Any) -> list[Array]:
+        return [a.reshape(-1) for a in (given.values() if isinstance(given, Mapping) else [given]) if a is not None]
+
+    step = partial(optimizer.step, given if len(case.tensors) == 1 else None)
+    return _peer(case, step, tensors(params), [a.reshape(-1) for a in gradients], tensors(optimizer.ema))
+
+
+def _matmul(case: Case, p: Array, g: Array, threads: int) -> Peer:
+    """Take Muon's products alone, into arrays that are there."""
+    rows, columns = case.shape(p.size)
+    x = np.resize(p / np.linalg.norm(p), (min(rows, columns), max(rows, columns)))
+    square, other, y = np.empty((len(x), len(x)), x.dtype), np.empty((len(x), len(x)), x.dtype), np.empty_like(x)
+    count = case.full()["ns_steps"]
+
+    def step() -> None:
+        for _ in range(count):
+            np.matmul(x, x.T, out=square)
+            np.matmul(square, square, out=other)
+            np.matmul(other, x, out=y)
+
+    return Peer(step, None, lambda values: None)
 
 
 def _roof(case: Case, p: Array, g: Array, threads: int) -> Peer:
@@ -148,16 +165,18 @@ def _numexpr(case: Case, p: Array, g: Array, threads: int) -> Peer:
     return _peer(case, step, [p], [g])
 
 
-def _torch_parameters(parameters: list[Array], gradients: list[Array], threads: int) -> tuple[Any, list[Any]]:
+def _torch_parameters(
+    parameters: list[Array], gradients: list[Array], threads: int, case: Case
+) -> tuple[Any, list[Any]]:
     import torch
 
     torch.set_num_threads(threads)
     torch.set_default_dtype(
         {"float32": torch.float32, "float64": torch.float64}[parameters[0].dtype.name]
     )  # of scalars
-    made = [torch.nn.Parameter(torch.from_numpy(a)) for a in parameters]
+    made = [torch.nn.Parameter(torch.from_numpy(a.reshape(case.shape(a.size)))) for a in parameters]
     for parameter, gradient in zip(made, gradients, strict=True):
-        parameter.grad = torch.from_numpy(gradient)
+        parameter.grad = torch.from_numpy(gradient.reshape(parameter.shape))
     return torch, made
 
 
@@ -171,7 +190,7 @@ def _own(tensors: list[Array]) -> list[Array]:
 
 def _torch(how: dict[str, bool], case: Case, p: Array, g: Array, threads: int) -> Peer:
     own, gradients = _own(case.cut(p)), _own(case.cut(g))
-    torch, parameters = _torch_parameters(own, gradients, threads)
+    torch, parameters = _torch_parameters(own, gradients, threads, case)
     kind = getattr(torch.optim, "SGD" if case.rule == "gd" else type(case.build()).__name__)
     known = inspect.signature(kind).parameters
     optimizer = kind(parameters, **{n: value for n, value in case.full().items() if n in known}, **how)
@@ -229,7 +248,7 @@ def _deepspeed(case: Case, p: Array, g: Array, threads: int) -> Peer:
     os.environ["DS_ACCELERATOR"] = "cpu"
     if p.dtype != np.float32:
         raise Unsupported("float32 only")
-    _, parameters = _torch_parameters([p], [g], threads)
+    _, parameters = _torch_parameters([p], [g], threads, case)
     h = case.full()
     if case.rule == "lion":
         from deepspeed.ops.lion import DeepSpeedCPULion
@@ -261,6 +280,7 @@ def _thinc(case: Case, p: Array, g: Array, threads: int) -> Peer:
 
 PEERS: dict[str, Callable[[Case, Array, Array, int], Peer]] = {
     "roof": _roof,
+    "matmul": _matmul,
     "fastgd-numba": partial(_fastgd, "numba"),
     "fastgd-numpy": partial(_fastgd, "numpy"),
     "numpy-textbook": partial(_numpy, "textbook"),

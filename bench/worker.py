@@ -80,8 +80,10 @@ class Worker:
 
 def _open(request: dict[str, Any], threads: int) -> tuple[Peer | None, dict[str, Any]]:
     case = CASES[request["rule"]]
-    p, g = data(request["n"], request["dtype"])
     try:
+        if request["n"] > case.most:
+            raise Unsupported(f"takes too long with more than {case.most} elements")
+        p, g = data(request["n"], request["dtype"])
         peer = PEERS[request["peer"]](case, p, g, threads)
         if peer.results is None:
             peer.step()

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import fastgd
 from fastgd import functional, optimizers
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.plan import describe, plan
+from fastgd.kernels.plan import Plan, describe, plan
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 
@@ -33,6 +33,7 @@ OPTIMIZERS = '''"""The named optimizers."""
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from fastgd.kernels.rule import Rule
 from fastgd.optimizer import Optimizer
 
 _T = TypeVar("_T")
@@ -41,6 +42,8 @@ _OrSchedule: TypeAlias = _T | Callable[[int], _T]  # called with the number of s
 FUNCTIONAL = '''"""A step in one call and without an object, one function for each rule."""
 
 from typing import Any, Literal, SupportsIndex, overload
+
+from fastgd.kernels.rule import Rule
 '''
 
 
@@ -50,7 +53,7 @@ def rules_table() -> str:
     for cls in RULES.values():
         d = describe(cls())
         states, options = (", ".join(f"`{x}`" for x in d[k]) or "none" for k in ("states", "options"))
-        lines.append(f"| `{d['rule']}` | {states} | {d['bytes']} | {options} |")
+        lines.append(f"| `{d['rule']}` | {states} | {d['moved']} | {options} |")
     return "\n".join(lines) + "\n"
 
 
@@ -139,6 +142,7 @@ def _function(name: str, parameters: Iterable[Parameter], types: dict[str, str])
         previous = p.kind
         declared = types.get(p.name, "Any" if p.annotation is p.empty else p.annotation)
         default = "" if p.default is p.empty else f" = {p.default!r}".replace("'", '"')
+        default = " = ..." if isinstance(p.default, Rule) else default
         lines.append("    self," if p.name == "self" else f"    {p.name}: {declared}{default},")
     return "\n".join([*lines, ") -> None: ..."])
 
@@ -157,7 +161,7 @@ def _states(rule: type[Rule]) -> list[tuple[str, ...]]:
             trials[f.name] = (f.default, 0.0 if f.default else 0.5)
         elif f.default is None:
             trials[f.name] = (None, 0.5)
-    found = {plan(rule()).states: None}
+    found = dict.fromkeys(_forms(plan(rule())))
     options = set()
     for values in product(*trials.values()):
         try:
@@ -167,9 +171,17 @@ def _states(rule: type[Rule]) -> list[tuple[str, ...]]:
         key = repr(made.options())
         if key not in options:
             options.add(key)
-            found[plan(made).states] = None
-    # A type checker sees arrays by position: of the forms with as many states one is enough.
-    return list({len(states): states for states in reversed(found)}.values())[::-1]
+            found |= dict.fromkeys(_forms(plan(made)))
+    # A type checker sees arrays by position: of the forms with as many states one is enough, the first.
+    forms: dict[int, tuple[str, ...]] = {}
+    for states in found:
+        forms.setdefault(len(states), states)
+    return list(forms.values())
+
+
+def _forms(planned: Plan) -> list[tuple[str, ...]]:
+    """Give the states of a matrix, and of an array of one dimension."""
+    return [functional.states_of(planned, shape) for shape in ((2, 3), (2,))]
 
 
 def stale(root: Path) -> dict[Path, str]:

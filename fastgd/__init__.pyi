@@ -33,20 +33,28 @@ from fastgd.minimize import minimize as minimize
 from fastgd.optimizer import Optimizer as Optimizer
 from fastgd.optimizers import ADOPT as ADOPT
 from fastgd.optimizers import ASGD as ASGD
+from fastgd.optimizers import CAME as CAME
 from fastgd.optimizers import GD as GD
 from fastgd.optimizers import LAMB as LAMB
+from fastgd.optimizers import LARS as LARS
+from fastgd.optimizers import MARS as MARS
 from fastgd.optimizers import SGD as SGD
 from fastgd.optimizers import AdaBelief as AdaBelief
 from fastgd.optimizers import Adadelta as Adadelta
+from fastgd.optimizers import Adafactor as Adafactor
 from fastgd.optimizers import Adagrad as Adagrad
 from fastgd.optimizers import Adam as Adam
 from fastgd.optimizers import Adamax as Adamax
 from fastgd.optimizers import AdamW as AdamW
 from fastgd.optimizers import Adan as Adan
 from fastgd.optimizers import AdEMAMix as AdEMAMix
+from fastgd.optimizers import DAdaptAdam as DAdaptAdam
 from fastgd.optimizers import Grams as Grams
 from fastgd.optimizers import Lion as Lion
+from fastgd.optimizers import Muon as Muon
 from fastgd.optimizers import NAdam as NAdam
+from fastgd.optimizers import NovoGrad as NovoGrad
+from fastgd.optimizers import Prodigy as Prodigy
 from fastgd.optimizers import RAdam as RAdam
 from fastgd.optimizers import RMSprop as RMSprop
 from fastgd.optimizers import Rprop as Rprop
@@ -54,6 +62,7 @@ from fastgd.optimizers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from fastgd.optimizers import ScheduleFreeSGD as ScheduleFreeSGD
 from fastgd.optimizers import Signum as Signum
 from fastgd.optimizers import SophiaG as SophiaG
+from fastgd.optimizers import StableAdamW as StableAdamW
 from fastgd.optimizers import Yogi as Yogi
 from fastgd.presets import presets as presets
 

@@ -206,6 +206,11 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
     return function
 
 
+def states_of(planned: Plan, shape: tuple[int, ...] = (2, 3)) -> tuple[str, ...]:
+    """Names of the states of an array of this shape, a matrix for one."""
+    return tuple(s for s in planned.states if planned.state_shape(s, shape) is not None)
+
+
 def _signature(rule_class: type[Rule], default: Plan) -> inspect.Signature:
     only, both, keyword = (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -215,7 +220,7 @@ def _signature(rule_class: type[Rule], default: Plan) -> inspect.Signature:
     defaults = {f.name: f.default for f in fields(rule_class) if f.init}  # type: ignore[arg-type]  # a dataclass
     return inspect.Signature(
         [
-            *(inspect.Parameter(a, only) for a in ("p", "g", *default.states)),
+            *(inspect.Parameter(a, only) for a in ("p", "g", *states_of(default))),
             inspect.Parameter("t", both),
             *(
                 inspect.Parameter(n, keyword, default=inspect.Parameter.empty if d is MISSING else d)
@@ -239,15 +244,18 @@ def _doc(rule_class: type[Rule], default: Plan) -> str:
         "p : array",
         "    Parameters: float32 or float64, C-contiguous, writeable.",
         "g : array",
-        "    Gradient, of the shape and dtype of p, as are the states.",
+        "    Gradient, of the shape and dtype of p, as are the states"
+        + ("." if default.matrix is None else "; those of rows and of columns lack one of the last two axes."),
     ]
-    if default.matrix is not None:
-        lines[-1] += " Those of rows and columns lack an axis; others go with arrays of one dimension only."
     rule = rule_class()
     for short in dict.fromkeys([*default.states, *rule_class.states]):
         start = default.start.get(short, 0.0)
         begins = "a copy of p" if start == "p" else f"{start:g}"
-        used = "" if short in default.states else " Only with the option that asks for it."
+        used = ""
+        if short not in default.states:
+            used = " Only with the option that asks for it."
+        elif short not in states_of(default):
+            used = " In the place of the others, for an array of one dimension."
         lines += [f"{short} : array", f"    State {state_name(rule, short)!r}; starts at {begins}.{used}"]
     lines += ["t : int", "    Number of the step being taken, from 1."]
     lines += [f"{', '.join(rule_class.hyperparameters())}", f"    Hyperparameters, those of `fastgd.{title}`."]

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from fastgd.kernels.rule import Rule
 from fastgd.optimizer import Optimizer
 
 _T = TypeVar("_T")
@@ -12,20 +13,28 @@ _OrSchedule: TypeAlias = _T | Callable[[int], _T]  # called with the number of s
 __all__ = [
     "ADOPT",
     "ASGD",
+    "CAME",
     "GD",
     "LAMB",
+    "LARS",
+    "MARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "Adan",
+    "DAdaptAdam",
     "Grams",
     "Lion",
+    "Muon",
     "NAdam",
+    "NovoGrad",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",
@@ -33,6 +42,7 @@ __all__ = [
     "ScheduleFreeSGD",
     "Signum",
     "SophiaG",
+    "StableAdamW",
     "Yogi",
 ]
 
@@ -161,6 +171,35 @@ class Adadelta(Optimizer):
         threads: int | None = None,
     ) -> None: ...
 
+class Adafactor(Optimizer):
+    """Adafactor: Adam without momentum, with a second moment of n + m numbers for a matrix of n · m."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 0.01,
+        beta2_decay: _OrSchedule[float] = -0.8,
+        eps: _OrSchedule[tuple[float | list[float] | None, float]] = (None, 0.001),
+        d: _OrSchedule[float] = 1.0,
+        weight_decay: _OrSchedule[float] = 0.0,
+        beta1: _OrSchedule[float] = 0.0,
+        form: Literal["torch", "paper"] = "torch",
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        fallback: Rule | None = None,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
 class Adagrad(Optimizer):
     """Adagrad: each parameter's learning rate falls with the sum of its squared gradients."""
 
@@ -199,6 +238,7 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         eps_mode: Literal["outside", "hat", "inside"] = "outside",
         decoupled_weight_decay: bool = False,
+        cautious: bool = False,
         *,
         maximize: bool = False,
         max_norm: float | None = None,
@@ -224,6 +264,7 @@ class AdamW(Optimizer):
         weight_decay: _OrSchedule[float] = 0.01,
         amsgrad: bool = False,
         eps_mode: Literal["outside", "hat", "inside"] = "outside",
+        cautious: bool = False,
         *,
         maximize: bool = False,
         max_norm: float | None = None,
@@ -272,6 +313,58 @@ class Adan(Optimizer):
         eps: _OrSchedule[float] = 1e-08,
         weight_decay: _OrSchedule[float] = 0.0,
         no_prox: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class CAME(Optimizer):
+    """CAME: Adafactor with momentum, whose step is short where the updates disagree with their mean."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 0.0002,
+        eps: _OrSchedule[tuple[float, float] | list[float]] = (1e-30, 1e-16),
+        clip_threshold: _OrSchedule[float] = 1.0,
+        betas: _OrSchedule[tuple[float, float, float] | list[float]] = (0.9, 0.999, 0.9999),
+        weight_decay: _OrSchedule[float] = 0.0,
+        fallback: Rule | None = None,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class DAdaptAdam(Optimizer):
+    """Adam by D-adaptation: the learning rate is a lower bound of the distance to the solution, which only grows."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 1.0,
+        betas: _OrSchedule[tuple[float, float] | list[float]] = (0.9, 0.999),
+        eps: _OrSchedule[float] = 1e-08,
+        weight_decay: _OrSchedule[float] = 0.0,
+        decouple: bool = False,
+        use_bias_correction: bool = False,
+        d0: _OrSchedule[float] = 1e-06,
+        growth_rate: _OrSchedule[float | None] = None,
         *,
         maximize: bool = False,
         max_norm: float | None = None,
@@ -338,6 +431,37 @@ class LAMB(Optimizer):
         betas: _OrSchedule[tuple[float, float] | list[float]] = (0.9, 0.999),
         eps: _OrSchedule[float] = 1e-06,
         weight_decay: _OrSchedule[float] = 0.01,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        adam_w_mode: bool = True,
+        always_adapt: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class LARS(Optimizer):
+    """LARS: SGD with momentum whose rate follows, layer by layer, the ratio of the norms of weights and gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 1.0,
+        momentum: _OrSchedule[float] = 0.0,
+        dampening: _OrSchedule[float] = 0.0,
+        weight_decay: _OrSchedule[float] = 0.0,
+        nesterov: bool = False,
+        trust_coeff: _OrSchedule[float] = 0.001,
+        eps: _OrSchedule[float] = 1e-08,
+        trust_clip: bool = False,
         always_adapt: bool = False,
         *,
         maximize: bool = False,
@@ -361,6 +485,62 @@ class Lion(Optimizer):
         lr: _OrSchedule[float] = 0.0001,
         betas: _OrSchedule[tuple[float, float] | list[float]] = (0.9, 0.99),
         weight_decay: _OrSchedule[float] = 0.0,
+        cautious: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class MARS(Optimizer):
+    """MARS: AdamW, or Lion, on a gradient that is corrected by its change since the last step."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 0.003,
+        betas: _OrSchedule[tuple[float, float] | list[float]] = (0.95, 0.99),
+        eps: _OrSchedule[float] = 1e-08,
+        weight_decay: _OrSchedule[float] = 0.0,
+        gamma: _OrSchedule[float] = 0.025,
+        amsgrad: bool = False,
+        mars_type: Literal["mars-adamw", "mars-lion"] = "mars-adamw",
+        fallback: Rule | None = ...,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Muon: a matrix moves along its momentum with all singular values brought near 1."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 0.001,
+        weight_decay: _OrSchedule[float] = 0.1,
+        momentum: _OrSchedule[float] = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: _OrSchedule[tuple[float, float, float] | list[float]] = (3.4445, -4.775, 2.0315),
+        eps: _OrSchedule[float] = 1e-07,
+        ns_steps: _OrSchedule[int] = 5,
+        adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] | None = None,
+        fallback: Rule | None = ...,
         *,
         maximize: bool = False,
         max_norm: float | None = None,
@@ -386,6 +566,63 @@ class NAdam(Optimizer):
         weight_decay: _OrSchedule[float] = 0.0,
         momentum_decay: _OrSchedule[float] = 0.004,
         decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class NovoGrad(Optimizer):
+    """NovoGrad: momentum of gradients over a running mean of their layer's norm, one number for each layer."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 0.001,
+        betas: _OrSchedule[tuple[float, float] | list[float]] = (0.9, 0.999),
+        eps: _OrSchedule[float] = 1e-08,
+        weight_decay: _OrSchedule[float] = 0.0,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        reg_inside_moment: bool = False,
+        init_zero: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class Prodigy(Optimizer):
+    """Prodigy: Adam whose learning rate is an estimate of the distance to the solution, which only grows."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 1.0,
+        betas: _OrSchedule[tuple[float, float] | list[float]] = (0.9, 0.999),
+        beta3: _OrSchedule[float | None] = None,
+        eps: _OrSchedule[float] = 1e-08,
+        weight_decay: _OrSchedule[float] = 0.0,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: _OrSchedule[float] = 1e-06,
+        d_coef: _OrSchedule[float] = 1.0,
+        growth_rate: _OrSchedule[float | None] = None,
         *,
         maximize: bool = False,
         max_norm: float | None = None,
@@ -582,6 +819,29 @@ class SophiaG(Optimizer):
         rho: _OrSchedule[float] = 0.04,
         weight_decay: _OrSchedule[float] = 0.1,
         bs: _OrSchedule[float] = 5120.0,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        lookahead: tuple[int, float] | None = None,
+        on_nonfinite: str = "propagate",
+        zero_grad: bool = False,
+        state_dtype: None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None: ...
+
+class StableAdamW(Optimizer):
+    """StableAdamW: AdamW with Adafactor's clip: a layer's rate shrinks where its gradient outruns its second moment."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: _OrSchedule[float] = 0.001,
+        betas: _OrSchedule[tuple[float, float] | list[float]] = (0.9, 0.99),
+        eps: _OrSchedule[float] = 1e-06,
+        weight_decay: _OrSchedule[float] = 0.01,
         *,
         maximize: bool = False,
         max_norm: float | None = None,

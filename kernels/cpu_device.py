@@ -138,6 +138,10 @@ def _refuse_unknown(cls: type[Rule], given: Iterable[str]) -> None:
 def _device(rule: Rule, dtype: np.dtype[Any]) -> Any:
     title = type(rule).__name__
     p = plan(rule)
+    if p.matrix is not None:
+        raise RuleError(
+            f"{title} has no update of one element: its step is of whole arrays; use the optimizer or fastgd.functional"
+        )
     if p.combine is not None:
         raise RuleError(
             f"{title} has no update of one element: its step needs sums over whole arrays "

@@ -85,11 +85,15 @@ class MatrixUpdate:
         average = ("ema",) if self.tail.average else ()
         return (*(a for a in self.arrays if a != "g"), *average, *(("g",) if self.tail.zero_grad else ()))
 
+    @property
+    def small(self) -> frozenset[str]:
+        """States that are smaller than a matrix is."""
+        matrix = (2, 3)
+        return frozenset(s for s in self.states if self.rule.state_shape(s, matrix) != matrix)
+
     def bytes_per_element(self, itemsize: int) -> int:
         """Bytes of the arrays as large as a matrix, each read and written once: the least that it moves."""
-        matrix = (2, 3)
-        small = {s for s in self.states if self.rule.state_shape(s, matrix) != matrix}
-        return itemsize * (len(set(self.reads) - small) + len(set(self.writes) - small))
+        return itemsize * (len(set(self.reads) - self.small) + len(set(self.writes) - self.small))
 
 
 def parse_matrix(rule: MatrixRule, given: set[str]) -> MatrixUpdate:

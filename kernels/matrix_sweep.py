@@ -109,7 +109,7 @@ class MatrixSweep:
             g = scalars["gscale"] * g
         if tail.max_value:
             g = g.clip(-scalars["gmax"], scalars["gmax"])
-        states: dict[str, Any] = dict.fromkeys(update.absent) | {s: views[s] for s in update.states}
+        states: dict[str, Any] = dict.fromkeys(update.absent) | {s: views.get(s) for s in update.states}
         new = dict(update.function(p, g, **states, **{s: scalars[s] for s in update.scalars}, **update.options))
         self._check(new, views)
         if update.sums:

@@ -176,18 +176,26 @@ def plan_aside(rule: Rule, name: str) -> Plan:
 
 
 def describe(rule: Rule) -> dict[str, Any]:
-    """Say what a table of rules shows: states by their outer names, bytes per float32 parameter, options, tails."""
+    """Say what a table of rules shows: states by their outer names, bytes per float32 parameter, options, tails.
+
+    ``moved`` is the bytes as text: of a norm rule those of its two sweeps too, of a matrix rule the least there can be.
+    """
     p = plan(rule)
     return {
         "rule": type(rule).__name__,
         "states": tuple(state_name(rule, s) for s in p.states),
         "bytes": p.bytes_per_param(4),
-        "sweeps": p.bytes_by_sweep(4),
-        "matrix": p.matrix is not None,
+        "moved": _moved(p),
         "options": tuple(rule.options()),
         "tails": tail_bytes(rule),
         "summary": inspect.cleandoc(type(rule).__doc__ or "").split("\n", 1)[0],
     }
+
+
+def _moved(planned: Plan) -> str:
+    sweeps = planned.bytes_by_sweep(4)
+    least = "" if planned.matrix is None else ">= "
+    return f"{least}{sum(sweeps)}" + (f" ({' + '.join(map(str, sweeps))})" if len(sweeps) > 1 else "")
 
 
 def tail_bytes(rule: Rule) -> dict[str, int]:

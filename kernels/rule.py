@@ -145,10 +145,12 @@ class Rule:
 
     def _rule(self, title: str, value: Any) -> Rule:
         if not isinstance(value, Rule):
-            raise HyperparameterError(f"{title} must be a rule such as kernels.rules.AdamW(lr=1e-3), given {value!r}")
+            raise HyperparameterError(
+                f"{title} must be a rule such as fastgd.kernels.rules.AdamW(lr=1e-3), given {value!r}"
+            )
         if value.asides or fallback_of(value) is not None:
             raise HyperparameterError(
-                f"{title} must be a rule that is all in its step and has no fallback of its own, given {value!r}"
+                f"{title} must be a rule with nothing beside its step and no fallback of its own, given {value!r}"
             )
         return value
 

@@ -33,10 +33,10 @@ def test_every_rule_has_a_row_and_every_row_a_rule():
 
 
 def test_variants_differ_in_what_their_names_say():
-    assert VARIANTS == ["adamw-tail", "adamw-gpt2", "adamw-tail-gpt2"]
+    assert set(VARIANTS) >= {"adamw-tail", "adamw-gpt2", "adamw-tail-gpt2", "lamb-gpt2", "prodigy-gpt2"}
     for name in VARIANTS:
         case = CASES[name]
-        assert case.full() == CASES["adamw"].full()
+        assert case.full() == CASES[case.rule].full() | ({"cautious": True} if "cautious" in name else {})
         assert dict(case.tail) == (dict(max_norm=1.0, ema_decay=0.99, zero_grad=True) if "tail" in name else {})
         assert case.tensors == (GPT2 if "gpt2" in name else (1,))
 

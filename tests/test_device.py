@@ -22,8 +22,11 @@ from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
 from fastgd.kernels.plan import plan
 
 ROOT = Path(__file__).parent.parent
+PLANS = [plan(case.values[0](**case.values[1])) for case in RULE_CASES]
 ELEMENTWISE = [
-    case for case in RULE_CASES if plan(case.values[0]()).combine is None and not plan(case.values[0]()).scalar_states
+    case
+    for case, p in zip(RULE_CASES, PLANS, strict=True)
+    if p.combine is None and p.matrix is None and not p.scalar_states
 ]
 SIZE = 1003  # odd: the vectors' rest is run too
 

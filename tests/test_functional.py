@@ -25,9 +25,13 @@ SHAPE = (17, 59)  # odd, and not flat
 
 
 def started(rule, p):
-    """States as they start."""
+    """States as they start, by name."""
     made = plan(rule)
-    return [p.copy() if made.start.get(s) == "p" else np.full_like(p, made.start.get(s, 0.0)) for s in made.states]
+    shapes = {s: made.state_shape(s, p.shape) for s in functional.states_of(made, p.shape)}
+    return {
+        s: p.copy() if made.start.get(s) == "p" else np.full(shape, made.start.get(s, 0.0), p.dtype)
+        for s, shape in shapes.items()
+    }
 
 
 WITHOUT_NUMBERS = [case for case in RULE_CASES if not plan(case.values[0]()).scalar_states]
@@ -47,9 +51,9 @@ def test_bits_are_those_of_the_optimizer(rule_class, values, dtype):
     for t in range(1, 5):
         g = numbers(rng, SHAPE, dtype, 0.02 if t % 2 else 0.0)  # a new array each time
         opt.step(g, scale=-0.3)
-        assert step(p, g, *states, t, scale=-0.3, **values) is None
+        assert step(p, g, *states.values(), t, scale=-0.3, **values) is None
     assert same_bits(p, q) and not same_bits(p, start)
-    for short, state in zip(plan(rule).states, states, strict=True):
+    for short, state in states.items():
         assert same_bits(state.ravel(), opt.state[state_name(rule, short)][: state.size])
 
 
@@ -62,7 +66,7 @@ def test_there_is_one_for_each_rule():
         assert (step.__name__, step.__module__) == (name, "fastgd.functional")
         parameters = inspect.signature(step).parameters
         rule = RULES[name[:-1]]()
-        assert list(parameters) == ["p", "g", *plan(rule).states, "t", *rule.hyperparameters(), "scale"]
+        assert list(parameters) == ["p", "g", *functional.states_of(plan(rule)), "t", *rule.hyperparameters(), "scale"]
         assert all(parameters[n].default == getattr(rule, n) for n in rule.hyperparameters())
         assert all(f"{word}\n" in step.__doc__ for word in ("Parameters", "Raises", "t : int"))
     with pytest.raises(AttributeError, match="frobenius_"):

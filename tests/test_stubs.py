@@ -18,6 +18,7 @@ import pytest
 
 import fastgd
 from fastgd import functional, optimizers
+from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +54,8 @@ def parameters(function):
 
 
 def at_run_time(function):
-    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+    known = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, ... if isinstance(p.default, Rule) else p.default) for p in known]  # stubs cannot make one
 
 
 def test_generated_files_are_fresh(generate, capsys):

@@ -38,13 +38,11 @@ def list_rules(
     """List the rules: states, bytes that a step moves for each float32 parameter, alone and with the tail, options."""
     from fastgd.kernels.plan import describe
     from fastgd.kernels.rules import RULES
+    from fastgd.state import plain
 
     rows = {name: describe(cls()) for name, cls in RULES.items()}
     if as_json:
-        data = [
-            {"name": name, **row, "hyperparameters": {n: getattr(RULES[name](), n) for n in _settable(RULES[name])}}
-            for name, row in rows.items()
-        ]
+        data = [{"name": name, **row, "hyperparameters": plain(RULES[name]())} for name, row in rows.items()]
         print(json.dumps(data, indent=2))
         return
     tails = tuple(next(iter(rows.values()))["tails"])
@@ -52,7 +50,7 @@ def list_rules(
         (
             name,
             ", ".join(row["states"]) or "-",
-            str(row["bytes"]),
+            row["moved"],
             *(str(row["tails"][tail]) for tail in tails),
             ", ".join(row["options"]) or "-",
         )
@@ -95,6 +93,11 @@ def show_rule(
         planned = plan(chosen, tail)
     except FastGDError as error:
         raise typer.BadParameter(str(error)) from None
+    if planned.matrix is not None and target != "rule":
+        raise typer.BadParameter(
+            f"{rule} is a rule of whole matrices, which the operators of the arrays' library compute and no kernel of "
+            f"fastgd: --target must be rule, given {target}"
+        )
     if target == "rule" and (option or tail != Tail()):
         print("fastgd: this is the rule as written; --target numpy has options and tail folded in", file=sys.stderr)
     texts: dict[str, Callable[[], str]] = {

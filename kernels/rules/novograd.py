@@ -13,7 +13,7 @@ from fastgd.kernels.rule import Rule
 
 @dataclass(frozen=True, kw_only=True)
 class NovoGrad(Rule):
-    r"""NovoGrad: Adam with one second moment for each layer, that of the gradient's norm, instead of one per parameter.
+    r"""NovoGrad: momentum of gradients over a running mean of their layer's norm, one number for each layer.
 
     Use it for speech and language models where memory matters: one state array. A layer is a segment: one array of a
     `FlatParams`, list or dict. Two sweeps, the first of the gradient only.
