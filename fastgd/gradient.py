@@ -8,10 +8,30 @@ from collections.abc import Callable
 import numpy as np
 
 from fastgd.backend import SweepOnArrays
+from fastgd.kernels.blocks import sums_of_terms
 from fastgd.kernels.errors import NonFiniteError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.tail import gradient_norm, nonfinite_count
 from fastgd.targets import Arrays, Targets
+
+
+class _Total:
+    """One term of the gradient times a factor, summed over all segments."""
+
+    def __init__(self, sweep: Sweep, label: str, targets: Targets, make: Callable[..., SweepOnArrays]) -> None:
+        sizes = [s.size for s in targets.segments]
+        self._sweep = sweep
+        self._factor = np.zeros((1, 1), targets.dtype)
+        self._runner = make(sweep, sizes, [0] * len(sizes), self._factor, label)
+
+    def bind(self, gradients: Arrays) -> None:
+        self._runner.bind("g", *gradients)
+
+    def __call__(self, factor: float) -> float:
+        self._factor[0, 0] = factor
+        self._runner.run()
+        (total,) = sums_of_terms(self._sweep, self._runner.total()).values()
+        return float(total)
 
 
 class GradientCheck:
@@ -35,22 +55,16 @@ class GradientCheck:
         self._targets = targets
         self._max_norm = max_norm
         self._on_nonfinite = on_nonfinite
-        self._factor = np.zeros((1, 1), targets.dtype)
-        sizes = [s.size for s in targets.segments]
-
-        def over_all(sweep: Sweep, label: str) -> SweepOnArrays:
-            return make(sweep, sizes, [0] * len(sizes), self._factor, label)
-
-        self._norm = over_all(gradient_norm(), "gradient_norm")
-        self._count = over_all(nonfinite_count(), "nonfinite_count")
+        self._squares = _Total(gradient_norm(), "gradient_norm", targets, make)
+        self._nonfinite = _Total(nonfinite_count(), "nonfinite_count", targets, make)
         self._gradients: Arrays | None = None
         self.norm: float | None = None
 
     def bind(self, gradients: Arrays) -> None:
         """Take the gradients."""
         self._gradients = gradients
-        self._norm.bind("g", *gradients)
-        self._count.bind("g", *gradients)
+        self._squares.bind(gradients)
+        self._nonfinite.bind(gradients)
 
     def measure(self, factor: float) -> float | None:
         """Find what the gradient is multiplied by: `factor`, clipped; None where the step is to be skipped.
@@ -80,22 +94,14 @@ class GradientCheck:
 
     def _look(self, factor: float) -> tuple[float, bool]:
         """Norm of the gradient times `factor`, and whether every element is finite."""
-        norm = self._norm_of(factor)
+        norm = math.sqrt(self._squares(factor))
         if math.isfinite(norm):
             return norm, True
         # What is clipped may pass float32's range in between; what is not is an overflow.
-        if self._total(self._count, factor if self._max_norm is None else 1.0):
+        if self._nonfinite(factor if self._max_norm is None else 1.0):
             return norm, False
-        shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**600  # finite, and their squares overflow
-        return self._norm_of(1 / shift) * shift * abs(factor), True
-
-    def _norm_of(self, factor: float) -> float:
-        return math.sqrt(self._total(self._norm, factor))
-
-    def _total(self, sweep: SweepOnArrays, factor: float) -> float:
-        self._factor[0, 0] = factor
-        sweep.run()
-        return float(sweep.total()[0])
+        shift = 1.0 if self._targets.dtype == np.float32 else 2.0**600  # finite, and squares of float64 overflow
+        return math.sqrt(self._squares(1 / shift)) * shift * abs(factor), True
 
     def _first_nonfinite(self, factor: float) -> str:
         assert self._gradients is not None

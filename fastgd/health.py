@@ -18,6 +18,8 @@ from fastgd.kernels.tail import Tail
 from fastgd.program import Program
 from fastgd.targets import Arrays, Targets
 
+_SHIFT = 2.0**500
+
 
 @dataclass(frozen=True)
 class SegmentHealth:
@@ -216,14 +218,14 @@ class DryRun:
         self._program.bind("g", gradients)
         plain = self._norms(steps, tail, 1.0, state)
         norms = plain[:, :3]
-        # Squares of very large and very small numbers leave the range; those of a shifted number do not.
-        shift = 2.0**80 if self._targets.dtype == np.float32 else 2.0**500
-        if not np.isfinite(norms).all():
-            norms = np.where(np.isfinite(norms), norms, self._norms(steps, tail, 1 / shift, state)[:, :3])
-        lost = norms <= 1 / np.sqrt(shift)
-        if lost.any():
-            small = self._norms(steps, tail, shift, state)[:, :3]
-            norms = np.where(lost & np.isfinite(small), small, norms)
+        if self._targets.dtype == np.float64:
+            # Squares of very large and very small numbers leave its range; those of shifted numbers do not.
+            if not np.isfinite(norms).all():
+                norms = np.where(np.isfinite(norms), norms, self._norms(steps, tail, 1 / _SHIFT, state)[:, :3])
+            lost = norms <= 1 / np.sqrt(_SHIFT)
+            if lost.any():
+                small = self._norms(steps, tail, _SHIFT, state)[:, :3]
+                norms = np.where(lost & np.isfinite(small), small, norms)
         rows = []
         for segment, group, (p, g, change), (zeros, bad) in zip(
             self._targets.segments, self._targets.group, norms.tolist(), plain[:, 3:].tolist(), strict=True

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import SweepOnArrays
+from fastgd.kernels.blocks import sums_of_terms
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.matrix_sweep import MatrixSweep
 from fastgd.kernels.plan import SIZE, Plan
@@ -257,4 +258,7 @@ class Launch:
 
     def sums(self) -> NDArray[np.float64]:
         """Give the sums of the last sweep, of shape (segments, terms)."""
-        return self._last.sums()
+        sums = self._last.sums()
+        if self.plan.matrix is not None:
+            return sums
+        return np.stack([*sums_of_terms(self.plan.sweeps[-1], sums).values()], axis=1)

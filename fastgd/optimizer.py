@@ -607,8 +607,8 @@ class Optimizer:
         Notes
         -----
         The step is computed as `step` would, with kernels that store nothing, compiled at the first report. That is one
-        pass, of a rule with norms two; and as much again where a norm is 0 or too small for its square, or where a
-        square is too large.
+        pass, of a rule with norms two; and of float64 as much again where a norm is 0 or too small for its square, or
+        where a square is too large.
 
         Examples
         --------

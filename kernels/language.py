@@ -105,6 +105,8 @@ class Sweep:
         For each summed term, the name that holds it.
     level
         Whether the sums are taken per segment or in total; empty without sums.
+    squares
+        Terms that are squares; in the place of each, `sums` has two parts, see `parts_of`.
     """
 
     name: str
@@ -114,6 +116,13 @@ class Sweep:
     writes: Mapping[str, str]
     sums: Mapping[str, str] = field(default_factory=dict)
     level: Level = ""
+    squares: tuple[str, ...] = ()
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the summed terms, as the rule gives them."""
+        whole = {part: name for name in self.squares for part in parts_of(name)}
+        return tuple(dict.fromkeys(whole.get(name, name) for name in self.sums))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -128,6 +137,32 @@ class Sweep:
     def bytes_per_element(self, itemsize: int) -> int:
         """Bytes that it reads and writes for each element."""
         return itemsize * (len(self.reads) + len(self.writes))
+
+
+# A square of float32 leaves its range where the number is beyond 2^±63. A sum of squares is therefore gathered twice,
+# of the number times each of these: the first is right where it is finite, the second where it is not.
+SMALL, LARGE = 2.0**41, 2.0**-71
+
+
+def parts_of(term: str) -> tuple[str, str]:
+    """Names of the two sums that a sum of squares is gathered in."""
+    return f"_small_{term}", f"_large_{term}"
+
+
+def joined(term: str) -> str:
+    """Text of a sum of squares in terms of its two parts, in float64."""
+    small, large = parts_of(term)
+    return f"{small} * {SMALL**-2!r} if {small} - {small} == 0.0 else {large} * {LARGE**-2!r}"
+
+
+def squared(term: str, root: ast.expr) -> list[tuple[str, ast.expr]]:
+    """Statements of the two parts of a term that is the square of `root`, a name."""
+    statements: list[tuple[str, ast.expr]] = []
+    for part, scale in zip(parts_of(term), (SMALL, LARGE), strict=True):
+        scaled = f"_{part}"
+        statements.append((scaled, ast.BinOp(root, ast.Mult(), ast.Constant(scale))))
+        statements.append((part, ast.BinOp(ast.Name(scaled), ast.Mult(), ast.Name(scaled))))
+    return statements
 
 
 def names_in(node: ast.AST) -> set[str]:
@@ -192,6 +227,7 @@ class _Parser:
         self.options = options
         self.combine = combine
         self.statements: list[tuple[str, ast.expr]] = []
+        self.squares: list[str] = []
         self.temporaries = 0
         self._signature(scalars)
 
@@ -246,6 +282,7 @@ class _Parser:
             writes=writes,
             sums=sums,
             level=level,
+            squares=tuple(self.squares),
         )
 
     def _body(self, body: Iterable[ast.stmt]) -> None:
@@ -296,7 +333,7 @@ class _Parser:
                 ):
                     level = called
                     for term in terms:
-                        sums[self._term_name(item, term)] = self._term(term)
+                        sums |= self._term(self._term_name(item, term), term.value)
                 case ast.Call(func=ast.Name(id="per_segment" | "total")):
                     self.refuse(item, "sum once, as per_segment(name=term, ...) or total(name=term, ...)")
                 case ast.Name(id=name) if self.combine:
@@ -316,15 +353,20 @@ class _Parser:
         self._check_name(call, term.arg)
         return term.arg
 
-    def _term(self, term: ast.keyword) -> str:
-        expression, kind = self._expression(term.value)
+    def _term(self, name: str, value: ast.expr) -> dict[str, str]:
+        """Name what is summed for a term, and what holds it."""
+        expression, kind = self._expression(value)
         if kind == "condition":
             expression = ast.IfExp(expression, ast.Constant(1.0), ast.Constant(0.0))
         elif kind != "element":
-            self.refuse(term.value, "holds no array element: there is nothing to sum")
-        name = f"_s_{term.arg}"
-        self.statements.append((name, expression))
-        return name
+            self.refuse(value, "holds no array element: there is nothing to sum")
+        match expression:
+            case ast.BinOp(left=root, op=ast.Mult(), right=other) if ast.dump(root) == ast.dump(other):
+                self.squares.append(name)
+                self.statements += squared(name, self._named(root))
+                return {part: part for part in parts_of(name)}
+        self.statements.append((f"_s_{name}", expression))
+        return {name: f"_s_{name}"}
 
     # ---- static options
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 from fastgd.kernels.errors import RuleError
-from fastgd.kernels.language import Level, Sweep, names_in, parse
+from fastgd.kernels.language import Level, Sweep, joined, names_in, parse, parts_of
 from fastgd.kernels.matrix import MatrixRule, MatrixUpdate, parse_matrix
 from fastgd.kernels.rule import Rule, fallback_of, prepare_arguments, state_name
 from fastgd.kernels.tail import NAMES, REPORTED, Tail, dry_run, gradient_norm, with_tail
@@ -118,15 +119,16 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
         combine = parse(_function(rule, "combine"), options, prepared, combine=True)
         if not sweeps[0].sums:
             raise RuleError(f"{title}: measure must return per_segment(name=term, ...) or total(name=term, ...)")
-        unknown = set(combine.arrays) - set(sweeps[0].sums) - set(scalar_states) - {SIZE}
+        unknown = set(combine.arrays) - set(sweeps[0].terms) - set(scalar_states) - {SIZE}
         if unknown:
             raise RuleError(
                 f"{title}: combine takes `{unknown.pop()}`, which is neither a sum of measure "
-                f"({', '.join(sweeps[0].sums)}), nor {SIZE}, nor a scalar state of init(); scalars come behind *"
+                f"({', '.join(sweeps[0].terms)}), nor {SIZE}, nor a scalar state of init(); scalars come behind *"
             )
-        if SIZE in {*sweeps[0].sums, *scalar_states}:
+        if SIZE in {*sweeps[0].terms, *scalar_states}:
             raise RuleError(f"{title}: `{SIZE}` is the number of elements that are summed over; choose another name")
         given = prepared | set(combine.writes)
+        combine = _joining(combine, sweeps[0])
     reserved = NAMES & {*arrays, *given, *scalar_states}
     if reserved:
         raise RuleError(f"{title}: `{min(reserved)}` is a name of the fused tail; choose another")
@@ -211,6 +213,17 @@ def tail_bytes(rule: Rule) -> dict[str, int]:
         "zero_grad": plan(rule, Tail(zero_grad=True)).bytes_per_param(4),
         "all": plan(rule, Tail("ema", zero_grad=True)).bytes_per_param(4) + norm,
     }
+
+
+def _joining(combine: Sweep, measure: Sweep) -> Sweep:
+    """Take each sum of squares in the two parts that it is gathered in."""
+    arrays: list[str] = []
+    statements = []
+    for name in combine.arrays:
+        arrays += parts_of(name) if name in measure.squares else [name]
+        if name in measure.squares:
+            statements.append((name, ast.parse(joined(name), mode="eval").body))
+    return replace(combine, arrays=tuple(arrays), statements=(*statements, *combine.statements))
 
 
 def _function(rule: Rule, name: str) -> Any:

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fastgd.kernels.language import Sweep, parse, total
+from fastgd.kernels.language import Sweep, parse, parts_of, squared, total
 
 NAMES = frozenset({"ema", "gscale", "gmax", "ema_c"})
 """Arrays and scalars of the tail, which no rule may call its own."""
@@ -124,14 +124,10 @@ def dry_run(sweeps: Sequence[Sweep]) -> tuple[Sweep, ...]:
     return (*(replace(s, writes={}) for s in first), _report(sweeps))
 
 
-REPORTED = {
-    "parameters": "(_shift * p) * (_shift * p)",
-    "gradient": "(_shift * g) * (_shift * g)",
-    "change": "(_shift * (_new - p)) * (_shift * (_new - p))",
-    "zeros": "1.0 if g == 0.0 else 0.0",
-    "nonfinite": "1.0 if g - g != 0.0 else 0.0",
-}
-"""Terms of a report. The shift keeps squares in float32's range; ``_new`` is what the parameter would become."""
+_ROOTS = {"parameters": "_shift * p", "gradient": "_shift * g", "change": "_shift * (_new - p)"}
+_COUNTS = {"zeros": "1.0 if g == 0.0 else 0.0", "nonfinite": "1.0 if g - g != 0.0 else 0.0"}
+REPORTED = (*_ROOTS, *_COUNTS)
+"""Terms of a report: squares of the first three. ``_new`` is what the parameter would become."""
 
 
 def _report(sweeps: Sequence[Sweep]) -> Sweep:
@@ -148,15 +144,20 @@ def _report(sweeps: Sequence[Sweep]) -> Sweep:
             now[name] = f"_{len(statements)}"
             statements.append((now[name], renamed))
         stored |= {array: now[value] for array, value in sweep.writes.items()}
-    terms = [(f"_s_{name}", _renamed(_expression(text), {"_new": stored["p"]})) for name, text in REPORTED.items()]
+    for name, text in _ROOTS.items():
+        statements.append((f"_r_{name}", _renamed(_expression(text), {"_new": stored["p"]})))
+        statements += squared(name, ast.Name(f"_r_{name}"))
+    statements += [(f"_s_{name}", _expression(text)) for name, text in _COUNTS.items()]
+    parts = [part for name in _ROOTS for part in parts_of(name)]
     return Sweep(
         "dry_run",
         tuple(arrays),
         tuple(scalars),
-        (*statements, *terms),
+        tuple(statements),
         writes={},
-        sums={name: f"_s_{name}" for name in REPORTED},
+        sums={part: part for part in parts} | {name: f"_s_{name}" for name in _COUNTS},
         level="per_segment",
+        squares=tuple(_ROOTS),
     )
 
 

@@ -108,8 +108,11 @@ def test_numpy_is_the_text_that_steps(shown, dtype):
     rng = np.random.default_rng(0)
     p, g, m, v = (rng.random(5).astype(dtype) for _ in range(4))
     k = {n: names["_T"](x) for n, x in dict(LAMB(lr=0.1).prepare(3), gscale=1.0).items()}
-    m, v, pp, uu = names["measure"](p, g, m, v, *(k[n] for n in planned.sweeps[0].scalars))
-    (k["step"],) = names["combine"](pp.sum(), uu.sum(), *(k[n] for n in planned.combine.scalars))
+    m, v, *parts = names["measure"](p, g, m, v, *(k[n] for n in planned.sweeps[0].scalars))
+    names["_T"] = np.float64  # always, between the sweeps
+    (step,) = names["combine"](*(np.float64(part.sum()) for part in parts), *(k[n] for n in planned.combine.scalars))
+    names["_T"] = np.dtype(dtype).type
+    k["step"] = names["_T"](step)
     (q,) = names["update"](p, m, v, *(k[n] for n in planned.sweeps[1].scalars))
     assert q.dtype == dtype
     assert np.linalg.norm(q - p) == pytest.approx(0.1 * np.linalg.norm(p), rel=1e-5)  # LAMB's step
@@ -134,7 +137,7 @@ def test_cuda_is_cxx_that_compiles(shown, tmp_path, dtype):
     assert done.returncode == 0, done.stderr
     real = {"float32": "float", "float64": "double"}[dtype]
     assert f"void update({real} v_p" in file.read_text()
-    assert "void combine(double v_pp" in file.read_text()
+    assert "void combine(double v__small_pp" in file.read_text()
 
 
 @pytest.mark.parametrize(
