@@ -20,6 +20,7 @@ from fastgd.kernels.language import (
     per_segment,
     sign,
     sqrt,
+    squared,
     total,
 )
 from fastgd.kernels.rule import Rule
@@ -34,6 +35,7 @@ __all__ = [
     "per_segment",
     "sign",
     "sqrt",
+    "squared",
     "total",
 ]
 

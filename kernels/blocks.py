@@ -92,7 +92,7 @@ def sums_of_terms(sweep: Sweep, sums: NDArray[np.float64]) -> dict[str, NDArray[
         if term in sweep.squares:
             small, large = (columns[part] for part in parts_of(term))
             with np.errstate(all="ignore"):
-                joined[term] = np.where(np.isfinite(small), small * SMALL**-2, large * LARGE**-2)
+                joined[term] = small * SMALL**-2 + large * LARGE**-2
         else:
             joined[term] = columns[term]
     return joined

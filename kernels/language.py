@@ -55,6 +55,11 @@ def copysign(a: float, b: float) -> float:
     return math.copysign(a, b) if b == b else b
 
 
+def squared(x: float) -> float:
+    """Give x * x; as a summed term it counts in full also where a float32 cannot hold the square."""
+    return x * x
+
+
 def per_segment(**terms: float) -> dict[str, float]:
     """Name the terms that `measure` sums over each segment."""
     return terms
@@ -65,12 +70,13 @@ def total(**terms: float) -> dict[str, float]:
     return terms
 
 
-_ARITY = {"sqrt": 1, "abs": 1, "sign": 1, "minimum": 2, "maximum": 2, "clip": 3, "copysign": 2}
+_ARITY = {"sqrt": 1, "abs": 1, "squared": 1, "sign": 1, "minimum": 2, "maximum": 2, "clip": 3, "copysign": 2}
 
 # The same meanings as text, in compare-and-select: they are put in the place of a call, once, for every target.
 _LOWERED = {
     "sqrt": "sqrt(a)",
     "abs": "abs(a)",
+    "squared": "a * a",
     "sign": "1.0 if a > 0.0 else (-1.0 if a < 0.0 else a)",
     "minimum": "a if a < b or a != a else b",
     "maximum": "a if a > b or a != a else b",
@@ -106,7 +112,7 @@ class Sweep:
     level
         Whether the sums are taken per segment or in total; empty without sums.
     squares
-        Terms that are squares; in the place of each, `sums` has two parts, see `parts_of`.
+        Terms that are `squared`; in the place of each, `sums` has two parts, see `parts_of`.
     """
 
     name: str
@@ -139,9 +145,10 @@ class Sweep:
         return itemsize * (len(self.reads) + len(self.writes))
 
 
-# A square of float32 leaves its range where the number is beyond 2^±63. A sum of squares is therefore gathered twice,
-# of the number times each of these: the first is right where it is finite, the second where it is not.
-SMALL, LARGE = 2.0**41, 2.0**-71
+# A square of float32 leaves its range where the number is beyond 2^±63. A sum of `squared` is therefore gathered in two
+# parts: of numbers up to LIMIT in size, times SMALL, and of larger ones, times LARGE. No power of two rounds, 4096
+# squares of either part fit into float32, and none of a usual number is denormal, which would take ten times as long.
+LIMIT, SMALL, LARGE = 2.0**16, 2.0**41, 2.0**-71
 
 
 def parts_of(term: str) -> tuple[str, str]:
@@ -152,16 +159,20 @@ def parts_of(term: str) -> tuple[str, str]:
 def joined(term: str) -> str:
     """Text of a sum of squares in terms of its two parts, in float64."""
     small, large = parts_of(term)
-    return f"{small} * {SMALL**-2!r} if {small} - {small} == 0.0 else {large} * {LARGE**-2!r}"
+    return f"{small} * {SMALL**-2!r} + {large} * {LARGE**-2!r}"
 
 
-def squared(term: str, root: ast.expr) -> list[tuple[str, ast.expr]]:
-    """Statements of the two parts of a term that is the square of `root`, a name."""
+def two_parts(term: str, root: str) -> list[tuple[str, ast.expr]]:
+    """Statements of the two parts of a term that is the square of what has the name `root`."""
+    small, large = parts_of(term)
+    scaled = {
+        small: f"0.0 if abs({root}) > {LIMIT!r} else {root} * {SMALL!r}",  # a NaN is in here
+        large: f"{root} * {LARGE!r} if abs({root}) > {LIMIT!r} else 0.0",
+    }
     statements: list[tuple[str, ast.expr]] = []
-    for part, scale in zip(parts_of(term), (SMALL, LARGE), strict=True):
-        scaled = f"_{part}"
-        statements.append((scaled, ast.BinOp(root, ast.Mult(), ast.Constant(scale))))
-        statements.append((part, ast.BinOp(ast.Name(scaled), ast.Mult(), ast.Name(scaled))))
+    for part, text in scaled.items():
+        statements.append((f"_{part}", ast.parse(text, mode="eval").body))
+        statements.append((part, ast.parse(f"_{part} * _{part}", mode="eval").body))
     return statements
 
 
@@ -355,16 +366,21 @@ class _Parser:
 
     def _term(self, name: str, value: ast.expr) -> dict[str, str]:
         """Name what is summed for a term, and what holds it."""
+        match value:
+            case ast.Call(func=ast.Name(id="squared"), args=[root], keywords=[]):
+                is_square, value = True, root
+            case _:
+                is_square = False
         expression, kind = self._expression(value)
         if kind == "condition":
             expression = ast.IfExp(expression, ast.Constant(1.0), ast.Constant(0.0))
         elif kind != "element":
             self.refuse(value, "holds no array element: there is nothing to sum")
-        match expression:
-            case ast.BinOp(left=root, op=ast.Mult(), right=other) if ast.dump(root) == ast.dump(other):
-                self.squares.append(name)
-                self.statements += squared(name, self._named(root))
-                return {part: part for part in parts_of(name)}
+        if is_square:
+            self.squares.append(name)
+            self.statements.append((f"_root_{name}", expression))
+            self.statements += two_parts(name, f"_root_{name}")
+            return {part: part for part in parts_of(name)}
         self.statements.append((f"_s_{name}", expression))
         return {name: f"_s_{name}"}
 

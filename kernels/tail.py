@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fastgd.kernels.language import Sweep, parse, parts_of, squared, total
+from fastgd.kernels.language import Sweep, parse, parts_of, squared, total, two_parts
 
 NAMES = frozenset({"ema", "gscale", "gmax", "ema_c"})
 """Arrays and scalars of the tail, which no rule may call its own."""
@@ -77,7 +77,7 @@ def gradient_norm() -> Sweep:
     """Sweep that sums the squares of the scaled gradient."""
 
     def measure(g: Any) -> Any:
-        return total(squares=g * g)
+        return total(squares=squared(g))
 
     return _scale_gradient(parse(measure, {}, ()))
 
@@ -146,7 +146,7 @@ def _report(sweeps: Sequence[Sweep]) -> Sweep:
         stored |= {array: now[value] for array, value in sweep.writes.items()}
     for name, text in _ROOTS.items():
         statements.append((f"_r_{name}", _renamed(_expression(text), {"_new": stored["p"]})))
-        statements += squared(name, ast.Name(f"_r_{name}"))
+        statements += two_parts(name, f"_r_{name}")
     statements += [(f"_s_{name}", _expression(text)) for name, text in _COUNTS.items()]
     parts = [part for name in _ROOTS for part in parts_of(name)]
     return Sweep(

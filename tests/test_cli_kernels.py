@@ -137,7 +137,7 @@ def test_cuda_is_cxx_that_compiles(shown, tmp_path, dtype):
     assert done.returncode == 0, done.stderr
     real = {"float32": "float", "float64": "double"}[dtype]
     assert f"void update({real} v_p" in file.read_text()
-    assert "void combine(double v__small_pp" in file.read_text()
+    assert "void combine(double v_pp" in file.read_text()
 
 
 @pytest.mark.parametrize(

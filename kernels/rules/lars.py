@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fastgd.kernels.errors import HyperparameterError
-from fastgd.kernels.language import minimum, per_segment, sqrt
+from fastgd.kernels.language import minimum, per_segment, sqrt, squared
 from fastgd.kernels.rule import NON_NEGATIVE, Rule
 
 
@@ -107,7 +107,7 @@ class LARS(Rule):
     @staticmethod
     def measure(p, g):
         """Sum the squares of parameters and gradient."""
-        return per_segment(pp=p * p, gg=g * g)
+        return per_segment(pp=squared(p), gg=squared(g))
 
     @staticmethod
     def combine(pp, gg, *, lr, wd, trust, eps, adapt, clipped):

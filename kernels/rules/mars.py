@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastgd.kernels.language import maximum, per_segment, sign, sqrt
+from fastgd.kernels.language import maximum, per_segment, sign, sqrt, squared
 from fastgd.kernels.rule import NON_NEGATIVE, Rule
 from fastgd.kernels.rules.adam import AdamW
 
@@ -116,7 +116,7 @@ class MARS(Rule):
     def measure(g, q, *, ahead):
         """Sum the squares of the corrected gradient."""
         c = g + ahead * (g - q)
-        return per_segment(cc=c * c)
+        return per_segment(cc=squared(c))
 
     @staticmethod
     def combine(cc):

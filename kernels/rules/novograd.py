@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastgd.kernels.language import per_segment, sqrt
+from fastgd.kernels.language import per_segment, sqrt, squared
 from fastgd.kernels.rule import Rule
 
 
@@ -101,7 +101,7 @@ class NovoGrad(Rule):
     @staticmethod
     def measure(g):
         """Sum the squares of the gradient."""
-        return per_segment(gg=g * g)
+        return per_segment(gg=squared(g))
 
     @staticmethod
     def combine(gg, n, *, keep, take, rs, eps, step):
