@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -32,7 +33,6 @@ from fastgd.kernels.rules import (
     MARS,
     SGD,
     Adafactor,
-    Adagrad,
     AdamW,
     Lion,
     Muon,
@@ -419,9 +419,9 @@ def test_another_fallback_is_refused_and_nothing_changes(other, way):
 def test_a_schedule_that_gives_no_rule_is_refused():
     opt, _, grads = trained(Muon())
     opt.param_groups[0]["fallback"] = lambda k: 0.1
-    with pytest.raises(HyperparameterError, match="fallback must be a rule such as .* given 0.1"):
+    with pytest.raises(HyperparameterError, match=r"fallback must be a rule such as .* given 0\.1"):
         opt.step(grads[3])
-    with pytest.raises(HyperparameterError, match="fallback must be a rule such as .* given 'x'"):
+    with pytest.raises(HyperparameterError, match=r"fallback must be a rule such as .* given 'x'"):
         fastgd.Muon(np.ones((2, 2)), fallback=lambda k: "x")
     assert opt.t == 3
 
@@ -783,7 +783,7 @@ class Centred(MatrixRule):
     lr: float = 0.1
     keep: float = 0.5
     squared: bool = True
-    states = {"size": "row_size", "start": "anchor"}
+    states: ClassVar[dict[str, str]] = {"size": "row_size", "start": "anchor"}
 
     def options(self):
         return dict(squared=self.squared)
@@ -942,6 +942,27 @@ def test_a_state_may_be_the_gradient_itself():
         opt.step(g)
         assert not g.any() and (opt.state["last"][:6] == k).all()
     assert np.allclose(p, 1 - 0.1 * (1 + 2))
+
+
+@pytest.mark.xfail(reason="the views that a rule is given are stored one after the other: the second reads the first")
+def test_states_may_change_places():
+    opt = fastgd.Optimizer(
+        np.ones((2, 3)), own(lambda p, g, a, b, *, lr: dict(p=p, a=b, b=a), init=lambda self: dict(a=1.0, b=2.0))
+    )
+    opt.step(np.ones((2, 3)))
+    assert (opt.state["a"][:6] == 2).all() and (opt.state["b"][:6] == 1).all()
+
+
+def keeping(backend):
+    params = fastgd.FlatParams({"w": np.ones((2, 3)), "v": np.eye(3, 2)})
+    rule = own(lambda p, g, last, *, lr: dict(p=p - lr * (g + last), last=g))
+    return fastgd.Optimizer([{"params": params}], rule, zero_grad=True, backend=backend)
+
+
+@pytest.mark.xfail(reason="stopped behind the zeroing, it stores the gradient's own memory again: zeros")
+def test_a_state_that_is_the_gradient_survives_ctrl_c():
+    drill = Drill(keeping, "numpy")
+    assert [k for k in drill.stopped(KeyboardInterrupt()) if drill.memory() not in (drill.whole, drill.last)] == []
 
 
 def test_values_that_float32_does_not_hold_are_refused():
@@ -1132,12 +1153,15 @@ def run_torch(name, start, grads, **hyper):
     torch = pytest.importorskip("torch")
     if not hasattr(torch.optim, name):
         pytest.skip(f"this torch has no {name}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its own and NumPy's would wait for each other
     params = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in start]
     opt = getattr(torch.optim, name)(params, **hyper)
     for step in grads:
         for p, g in zip(params, step, strict=True):
             p.grad = torch.from_numpy(np.array(g))
         opt.step()
+    torch.set_num_threads(threads)
     return [p.detach().numpy() for p in params]
 
 
