@@ -64,6 +64,7 @@ FORMS = [
     MARS(lr=0.01, weight_decay=0.1),
     MARS(lr=0.01, fallback=None),
     MARS(lr=0.01, mars_type="mars-lion", fallback=Adafactor(lr=0.05)),
+    MARS(lr=0.01, fallback=MARS(lr=0.02, fallback=None)),  # two launches of one rule
 ]
 forms = pytest.mark.parametrize("rule", FORMS, ids=[f"{type(r).__name__}-{k}".lower() for k, r in enumerate(FORMS)])
 
@@ -744,7 +745,7 @@ DEAD = [
 ]
 
 
-@pytest.mark.parametrize("pattern", ["rows", "columns", "both", "awakes", "falls asleep", "all"])
+@pytest.mark.parametrize("pattern", ["rows", "columns", "both", "awakes", "falls asleep", "all", "one of a batch"])
 @pytest.mark.parametrize("rule", DEAD, ids=[f"{type(r).__name__}-{k}" for k, r in enumerate(DEAD)])
 def test_dead_rows_and_columns_in_float32(rule, pattern):
     rng = np.random.default_rng(4)
@@ -757,9 +758,10 @@ def test_dead_rows_and_columns_in_float32(rule, pattern):
                 g[..., 1, :] = 0
             if pattern in ("columns", "both"):
                 g[..., 2] = 0
-            if pattern == "all" or (pattern == "awakes" and k < 3) or (pattern == "falls asleep" and k > 3):
+            if (pattern == "awakes" and k < 3) or (pattern == "falls asleep" and k > 3):
                 g[..., :3, :] = 0
-                g[..., 3:] *= pattern != "all"
+            if pattern == "all" or (pattern == "one of a batch" and g.ndim > 2):
+                g[0 if pattern != "all" else slice(None)] = 0
     params = [p.copy() for p in start]
     opt = fastgd.Optimizer(params, rule)
     for step in grads:
