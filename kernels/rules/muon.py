@@ -109,9 +109,13 @@ class Muon(MatrixRule):
         u = u.reshape(rows, columns)
         x = u.T if rows > columns else u
         x = x / ((x * x).sum() ** 0.5).clip(eps, None)
-        for _ in range(ns_steps):
+        for _ in range(ns_steps):  # a x + (b s + c s s) x, with a and b on diagonals: few passes beside the products
             s = x @ x.T
-            x = a * x + (b * s + c * (s @ s)) @ x
+            polynomial = c * s
+            polynomial.reshape(-1)[:: len(s) + 1] += b
+            polynomial = polynomial @ s
+            polynomial.reshape(-1)[:: len(s) + 1] += a
+            x = polynomial @ x
         x = x.T if rows > columns else x
         factor = {
             "original": math.sqrt(max(1, rows / columns)),
