@@ -79,7 +79,7 @@ class _Call:
                 raise ArrayError(f"{one} and {other} must not share memory: a step would read what it has written")
         for k, (name, array) in enumerate(zip(names, arrays, strict=True)):
             if addresses[k] != self._addresses[k]:
-                held = [array]
+                held = [array.reshape(-1) if array.ndim != 1 else array]
                 self._launch.bind(name, Arrays(held, _WHOLE))
                 held.clear()  # the caller's memory is not kept alive between calls; addresses are compared at each
         self._addresses = addresses

@@ -22,6 +22,11 @@ def _telling(name: str) -> Callable[..., Any]:
     return change
 
 
+def is_schedule(value: object) -> bool:
+    """Tell a schedule from a value; a class is none, though it can be called."""
+    return callable(value) and not isinstance(value, type)
+
+
 class Changes:
     """Whether any group of an optimizer has changed: all that a step looks at."""
 
@@ -95,7 +100,7 @@ class Group(dict[str, Any]):
         if missing:
             raise HyperparameterError(f"group {index}: {missing[0]!r} was taken out; it must have a value")
         given = {n: self[n] for n in names}
-        schedules = [n for n, value in given.items() if callable(value)]
+        schedules = [n for n, value in given.items() if is_schedule(value)]
         for name in schedules:
             given[name] = given[name](t)
         made = type(rule)(**given)

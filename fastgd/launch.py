@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -48,17 +49,35 @@ class Rows:
         try:
             self._pack(self._memory, row * self._stride, *self._pick(values))
         except OverflowError:
-            worst = max(self._names, key=lambda n: abs(values[n]))
-            raise HyperparameterError(
-                f"a step's {worst} is {values[worst]!r}, which {self.array.dtype} cannot hold"
-            ) from None
+            refuse_unfit(self._names, values, self.array.dtype)
+            raise
+
+
+def refuse_unfit(names: Iterable[str], values: Mapping[str, float], dtype: np.dtype[Any]) -> None:
+    """Refuse a step's scalars that the arrays' dtype cannot hold.
+
+    Raises
+    ------
+    HyperparameterError
+        That names one.
+    """
+    largest = float(np.finfo(dtype).max)
+    for name in names:
+        if largest < abs(values[name]) < math.inf:
+            raise HyperparameterError(f"a step's {name} is {values[name]!r}, which {dtype} cannot hold")
 
 
 class Values(list[Mapping[str, float]]):
     """Scalars of a matrix rule, a dict for each group: Python's floats, as its operators take them."""
 
+    def __init__(self, names: tuple[str, ...], count: int, dtype: np.dtype[Any]) -> None:
+        super().__init__({} for _ in range(count))
+        self._names = names
+        self._dtype = dtype
+
     def put(self, row: int, values: Mapping[str, float]) -> None:
         """Keep values."""
+        refuse_unfit(self._names, values, self._dtype)
         self[row] = values
 
 
@@ -91,11 +110,12 @@ class Launch:
         is_fallback: bool = False,
     ) -> None:
         self.plan = plan
+        self._dtype = targets.dtype
         self.rules = rules
         self.groups = tuple(rules)
         self.is_fallback = is_fallback
         rule = rules[self.groups[0]]
-        self._title = type(rule).__name__
+        self.title = type(rule).__name__
         self.states = {short: state_name(rule, short) for short in plan.states}
         self.segments = list(segments)
         self._group_of = np.array([self.groups.index(targets.group[s]) for s in segments], np.int64)
@@ -104,10 +124,8 @@ class Launch:
         self._given: list[dict[str, float]] = [{} for _ in self.groups]
         self._next: dict[str, NDArray[np.float64]] = {}
         self.scalar_states = {
-            name: np.array(
-                [rules[i].init()[name] if kind == "group" else start for kind, i in self._owners(name)], float
-            )
-            for name, start in plan.scalar_states.items()
+            name: np.array([self._start(name, kind, i, targets) for kind, i in self._owners(name)], float)
+            for name in plan.scalar_states
         }
         sizes = [targets.segments[s].size for s in self.segments]
         self._summed = np.array(sizes if self._per_segment else [sum(sizes)], float)
@@ -116,7 +134,7 @@ class Launch:
         self.sweeps: list[SweepOnArrays] = []
         self._rows: list[Rows | Values] = []
         if plan.matrix is not None:
-            values = Values({} for _ in self.groups)
+            values = Values(plan.matrix.scalars, len(self.groups), targets.dtype)
             shapes = [targets.segments[s].shape for s in self.segments]
             self._rows.append(values)
             self.sweeps.append(MatrixSweep(plan.matrix, shapes, by_group, values))
@@ -126,7 +144,7 @@ class Launch:
             count = len(rows) if last and self._per_segment else len(self.groups)
             packed = Rows(sweep.scalars, count, targets.dtype)
             self._rows.append(packed)
-            self.sweeps.append(make(sweep, sizes, rows, packed.array, self._title.lower()))
+            self.sweeps.append(make(sweep, sizes, rows, packed.array, self.title.lower()))
         self._last = self.sweeps[-1]
         self._combine = compile_text(plan.combine, np.dtype(np.float64)) if plan.combine else None
 
@@ -136,10 +154,22 @@ class Launch:
             return [("group", g) for g in self.groups]
         return [("segment", s) for s in self.segments] if self._per_segment else [("all", 0)]
 
+    def _start(self, name: str, kind: str, owner: int, targets: Targets) -> Any:
+        """Value that one of a scalar state's numbers starts with."""
+        starts = {i: rule.init()[name] for i, rule in self.rules.items()}
+        if kind == "all" and len(set(starts.values())) > 1:
+            raise HyperparameterError(
+                f"{self.title} has one {name} for all its groups, which must agree in where it starts: "
+                f"given {' and '.join(map(repr, starts.values()))}"
+            )
+        if kind == "all":
+            return starts[self.groups[0]]
+        return starts[owner if kind == "group" else targets.group[owner]]
+
     def scalars(self) -> dict[tuple[str, str, int], float]:
         """Every number of the scalar states by its name, the rule's in front, and owner."""
         return {
-            (f"{self._title}.{name}", *owner): float(value)
+            (f"{self.title}.{name}", *owner): float(value)
             for name, values in self.scalar_states.items()
             for owner, value in zip(self._owners(name), values, strict=True)
         }
@@ -148,7 +178,7 @@ class Launch:
         """Take over what `scalars` gave, also of a launch with other groups; a number that is not there stays."""
         for name, values in self.scalar_states.items():
             for i, owner in enumerate(self._owners(name)):
-                values[i] = scalars.get((f"{self._title}.{name}", *owner), values[i])
+                values[i] = scalars.get((f"{self.title}.{name}", *owner), values[i])
 
     def bind(self, name: str, quantity: Arrays) -> None:
         """Take the arrays of a quantity: ``p``, ``g``, ``ema`` or a state."""
@@ -180,11 +210,13 @@ class Launch:
         if self._combine is None:
             self._rows[0].put(index, values)
         else:
+            assert self.plan.combine is not None
+            refuse_unfit(self.plan.combine.scalars, values, self._dtype)
             self._given[index] = values
             for name in self._shared if index else ():
                 if values[name] != self._given[0][name]:
                     raise HyperparameterError(
-                        f"{self._title} has one {' and one '.join(self.scalar_states)} for all its groups, which "
+                        f"{self.title} has one {' and one '.join(self.scalar_states)} for all its groups, which "
                         f"must agree in {name}: given {self._given[0][name]!r} and {values[name]!r}"
                     )
             for rows in self._rows[:-1]:

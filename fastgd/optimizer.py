@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastgd.backend import resolve, sweep_maker
 from fastgd.checks import checked_number
-from fastgd.groups import Changes, Group
+from fastgd.groups import Changes, Group, is_schedule
 from fastgd.health import Report, thresholds
 from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
@@ -391,17 +391,22 @@ class Optimizer:
         try:
             group.changed = False
             rule, scheduled = group.read(layout.rules[i], i, self._t - layout.started_at[i])
-            if (now := fixed(rule)) != (built := layout.options[i]):
-                changed = [k for k in {**built, **now} if built.get(k) != now.get(k)]
-                raise HyperparameterError(
-                    f"group {i}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
-                    "which is fixed when the optimizer is built; build a new one"
-                )
+            self._refuse_alteration(i, rule)
             layout.rules[i] = rule
             group.changed = group.changed or scheduled
         except BaseException:
             group.changed = True
             raise
+
+    def _refuse_alteration(self, i: int, rule: Rule) -> None:
+        """Refuse values of a group that its kernels and states were not made for."""
+        now, built = fixed(rule), self._layout.options[i]
+        if now != built:
+            changed = [k for k in {**built, **now} if built.get(k) != now.get(k)]
+            raise HyperparameterError(
+                f"group {i}: the change alters {', '.join(changed)} of {self._rule_class.__name__}, "
+                "which is fixed when the optimizer is built; build a new one"
+            )
 
     def _bind_gradients(self, grads: Any) -> None:
         """Validate the gradients and hand their addresses on; not those of the last step, object for object."""
@@ -687,9 +692,10 @@ class Optimizer:
             self._settle()
             layout = self._layout
             groups = []
-            for group, rule, start in zip(layout.groups, layout.rules, layout.started_at, strict=True):
-                now = {n: getattr(rule, n) if callable(group.get(n)) else group.get(n) for n in self._names}
+            for i, (group, rule, start) in enumerate(zip(layout.groups, layout.rules, layout.started_at, strict=True)):
+                now = {n: getattr(rule, n) if is_schedule(group.get(n)) else group.get(n) for n in self._names}
                 made = self._rule_class(**now)  # a value that was set and not yet read is checked here
+                self._refuse_alteration(i, made)
                 groups.append(plain(made) | {"t": self._t - start})
             return {
                 "rule": self._rule_class.__name__.lower(),
@@ -733,7 +739,7 @@ class Optimizer:
             summed = layout.accumulator if state["accumulated"] is None else layout.summed()
             self._begun = -1  # until all is taken over
             for rule, group in zip(loaded.rules, layout.groups, strict=True):
-                group.update({n: getattr(rule, n) for n in self._names if not callable(group.get(n))})
+                group.update({n: getattr(rule, n) for n in self._names if not is_schedule(group.get(n))})
             layout.rules = loaded.rules
             for name, own in layout.states.items():
                 own.array[:] = state["state"][name]

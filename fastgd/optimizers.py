@@ -6,6 +6,7 @@ import inspect
 from dataclasses import MISSING, fields
 from typing import Any
 
+from fastgd.groups import is_schedule
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 from fastgd.optimizer import Optimizer
@@ -43,7 +44,7 @@ def _named(rule_class: type[Rule]) -> type[Optimizer]:
 
 def _split(given: dict[str, Any], rule_class: type[Rule]) -> tuple[Rule, dict[str, Any]]:
     """Rule of the plain values, with schedules at their start, and the schedules."""
-    schedules = {n: v for n, v in given.items() if callable(v)}
+    schedules = {n: v for n, v in given.items() if is_schedule(v)}
     return rule_class(**{n: v(0) if n in schedules else v for n, v in given.items()}), schedules
 
 

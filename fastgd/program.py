@@ -29,8 +29,9 @@ def _parts(rules: Sequence[Rule], targets: Targets) -> list[_Part]:
         own = [s for s, group in enumerate(targets.group) if group == i]
         left = [s for s in own if not rule.serves(targets.segments[s].shape)]
         fallback = fallback_of(rule)
-        if left and fallback is None:
-            name, shape = targets.segments[left[0]].name, targets.segments[left[0]].shape
+        refused = [s for s in left if fallback is None or not fallback.serves(targets.segments[s].shape)]
+        if refused:
+            name, shape = targets.segments[refused[0]].name, targets.segments[refused[0]].shape
             raise HyperparameterError(
                 f"{type(rule).__name__} does not serve {name!r} of shape {shape}: give fallback=, a rule that does"
             )
@@ -95,10 +96,16 @@ class Program:
             Launch(planned(part.rules[min(part.rules)]), part.rules, part.segments, targets, make, part.is_fallback)
             for part in _parts(rules, targets)
         ]
-        if len(self.launches) > 1 and any(launch.plan.level == "total" for launch in self.launches):
+        whole = [launch.title for launch in self.launches if launch.plan.level == "total"]
+        if whole and len(self.launches) > 1:
+            others = [launch.title for launch in self.launches if launch.title != whole[0]]
+            if others:
+                raise HyperparameterError(
+                    f"a rule and its fallback must not sum over all parameters, as each has a part of them: given "
+                    f"{whole[0]} beside {others[0]}"
+                )
             raise HyperparameterError(
-                f"{type(rules[0]).__name__} sums over all parameters: its groups must agree in "
-                f"{', '.join(fixed(rules[0]))}"
+                f"{whole[0]} sums over all parameters: its groups must agree in {', '.join(fixed(rules[0]))}"
             )
         self.prepares: list[tuple[Callable[..., None], int, int]] = [
             (launch.prepare_fallback if launch.is_fallback else launch.prepare, index, i)

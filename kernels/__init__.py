@@ -10,6 +10,7 @@ if __name__ != "fastgd.kernels":
         "install fastgd, or put the project's root on sys.path, and `import fastgd.kernels`"
     )
 
+from importlib import import_module
 from typing import Any
 
 from fastgd.kernels.language import (
@@ -23,9 +24,11 @@ from fastgd.kernels.language import (
     squared,
     total,
 )
+from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.rule import Rule
 
 __all__ = [
+    "MatrixRule",
     "Rule",
     "clip",
     "copysign",
@@ -45,4 +48,6 @@ def __getattr__(name: str) -> Any:
         from fastgd.kernels.cpu_device import device
 
         return device
+    if name == "rules":
+        return import_module("fastgd.kernels.rules")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

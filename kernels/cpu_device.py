@@ -142,15 +142,15 @@ def _device(rule: Rule, dtype: np.dtype[Any]) -> Any:
         raise RuleError(
             f"{title} has no update of one element: its step is of whole arrays; use the optimizer or fastgd.functional"
         )
-    if p.combine is not None:
-        raise RuleError(
-            f"{title} has no update of one element: its step needs sums over whole arrays "
-            f"({', '.join(p.sweeps[0].sums)}) first; use the optimizer or fastgd.functional"
-        )
     if p.scalar_states:
         raise RuleError(
             f"{title} keeps numbers from step to step ({', '.join(p.scalar_states)}), "
             "which an update of one element cannot; use the optimizer"
+        )
+    if p.combine is not None:
+        raise RuleError(
+            f"{title} has no update of one element: its step needs sums over whole arrays "
+            f"({', '.join(p.sweeps[0].terms)}) first; use the optimizer or fastgd.functional"
         )
     if "scale" in rule.hyperparameters():
         raise RuleError(f"{title}: `scale` is the gradient's factor here; give the hyperparameter another name")

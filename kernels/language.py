@@ -148,7 +148,7 @@ class Sweep:
 # A square of float32 leaves its range where the number is beyond 2^±63. A sum of `squared` is therefore gathered in two
 # parts: of numbers up to LIMIT in size, times SMALL, and of larger ones, times LARGE. No power of two rounds, 4096
 # squares of either part fit into float32, and none of a usual number is denormal, which would take ten times as long.
-LIMIT, SMALL, LARGE = 2.0**16, 2.0**41, 2.0**-71
+LIMIT, SMALL, LARGE = 2.0**9, 2.0**48, 2.0**-71
 
 
 def parts_of(term: str) -> tuple[str, str]:

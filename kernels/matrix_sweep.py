@@ -110,8 +110,8 @@ class MatrixSweep:
         if tail.max_value:
             g = g.clip(-scalars["gmax"], scalars["gmax"])
         states: dict[str, Any] = dict.fromkeys(update.absent) | {s: views.get(s) for s in update.states}
-        new = dict(update.function(p, g, **states, **{s: scalars[s] for s in update.scalars}, **update.options))
-        self._check(new, views)
+        made = update.function(p, g, **states, **{s: scalars[s] for s in update.scalars}, **update.options)
+        new = self._checked(made, views)
         if update.sums:
             return [(self._sums[segment], _reported(p, views["g"], new["p"], scalars["_shift"]))]
         if tail.average:
@@ -123,14 +123,24 @@ class MatrixSweep:
             new["g"] = 0.0
         return [(into, new[name]) for name, into in views.items() if name in new and into is not None]
 
-    def _check(self, new: Mapping[str, Any], views: Mapping[str, NDArray[Any] | None]) -> None:
+    def _checked(self, made: Any, views: Mapping[str, NDArray[Any] | None]) -> dict[str, Any]:
+        """Take what a rule returned; what lies in memory that is going to be written is copied."""
         title = type(self.update.rule).__name__
-        for name in ("p", *new):
+        if not isinstance(made, Mapping):
+            raise RuleError(f"{title}: update must return a dict of p and of its states, given {type(made).__name__}")
+        new: dict[str, Any] = {}
+        for name in ("p", *made):
             into = views.get(name)
-            if name not in new or name == "g" or into is None:
-                raise RuleError(f"{title}: update must return a dict of p and of states it has, given {', '.join(new)}")
-            if np.shape(new[name]) != into.shape:
-                raise RuleError(f"{title}: the new {name} must have shape {into.shape}, given {np.shape(new[name])}")
+            if name not in made or name == "g" or into is None:
+                raise RuleError(f"{title}: update must return a dict of p and of its states, given {', '.join(made)}")
+            value = made[name]
+            if np.shape(value) != into.shape:
+                raise RuleError(f"{title}: the new {name} must have shape {into.shape}, given {np.shape(value)}")
+            shared = isinstance(value, np.ndarray) and any(
+                view is not None and np.may_share_memory(value, view) for view in views.values()
+            )
+            new[name] = value.copy() if shared else value
+        return new
 
 
 def _reported(p: NDArray[Any], g: Any, new: NDArray[Any], shift: float) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -111,6 +111,7 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
     scalar_states = {k: _start(title, k, v) for k, v in init.items() if k not in arrays}
     prepared = set(_prepare(rule, 1, scalar_states))
 
+    _refuse_both(title, arrays, prepared)
     combine = None
     given = prepared
     sweeps = []
@@ -150,7 +151,11 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
 
 def _plan_matrix(rule: MatrixRule, tail: Tail) -> Plan:
     title = type(rule).__name__
-    update = replace(parse_matrix(rule, set(_prepare(rule, 1, {}))), tail=tail)
+    if taken := prepare_arguments(type(rule)):
+        raise RuleError(f"{title}: prepare takes `{taken[0]}`, but a matrix rule keeps no numbers from step to step")
+    prepared = set(_prepare(rule, 1, {}))
+    update = replace(parse_matrix(rule, prepared), tail=tail)
+    _refuse_both(title, (*update.arrays, *update.absent), prepared)
     reserved = NAMES & {*update.arrays, *update.absent, *update.scalars}
     if reserved:
         raise RuleError(f"{title}: `{min(reserved)}` is a name of the fused tail; choose another")
@@ -224,6 +229,14 @@ def _joining(combine: Sweep, measure: Sweep) -> Sweep:
         if name in measure.squares:
             statements.append((name, ast.parse(joined(name), mode="eval").body))
     return replace(combine, arrays=tuple(arrays), statements=(*statements, *combine.statements))
+
+
+def _refuse_both(title: str, arrays: Iterable[str], prepared: Iterable[str]) -> None:
+    both = set(arrays) & set(prepared)
+    if both:
+        raise RuleError(
+            f"{title}: `{min(both)}` stands in front of *, as an array does, and prepare() gives it as a number"
+        )
 
 
 def _function(rule: Rule, name: str) -> Any:

@@ -45,7 +45,7 @@ class LAMB(Rule):
     -----
     The optimizer's ``max_norm`` clips the global norm: the paper's and Apex' form is ``max_norm=1.0``, up to the 1e-6
     that it adds to the norm. Norms are sums of plain squares: of float32 they are right for parameters and directions
-    between some 1e-19 and 1e19.
+    between some 1e-17 and 1e17.
 
     References
     ----------

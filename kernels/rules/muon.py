@@ -11,6 +11,7 @@ from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules.adam import AdamW
 
+_TINY = 2.0**-126  # the smallest float32 that is not denormal
 _FALLBACK = AdamW(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
 
 
@@ -108,7 +109,9 @@ class Muon(MatrixRule):
         rows, columns = p.shape[0], math.prod(p.shape[1:])
         u = u.reshape(rows, columns)
         x = u.T if rows > columns else u
-        x = x / ((x * x).sum() ** 0.5).clip(eps, None)
+        peak = abs(x).max().clip(_TINY, None)  # over it, as squares of the elements may leave the range
+        x = x / peak
+        x = x / ((x * x).sum() ** 0.5).clip(eps / peak, None)
         for _ in range(ns_steps):  # a x + (b s + c s s) x, with a and b on diagonals: few passes beside the products
             s = x @ x.T
             polynomial = c * s
