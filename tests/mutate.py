@@ -22,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import matrix_oracles  # noqa: F401  # registers
 import test_oracles as suite
 from oracles import SETTINGS, schedule_free_x
 

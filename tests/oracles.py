@@ -1042,6 +1042,7 @@ def _own(each: Sequence[Mapping[str, float]] | None, segments: Segments, key: st
     dict(lr=0.7, betas=(0.8, 0.95), beta3=0.9, eps=1e-3, weight_decay=0.1, d0=0.02, d_coef=0.5, growth_rate=1.1),
     dict(lr=0.5, weight_decay=0.1, decouple=False, use_bias_correction=True, eps=1e-3, d0=0.02),
     dict(lr=0.2, betas=(0.0, 0.9), eps=1e-2, safeguard_warmup=True, d0=0.02, d_coef=4.0),
+    dict(lr=0.2, betas=(0.0, 0.95), eps=1e-2, weight_decay=0.1, decouple=False, d0=0.02),
     dict(lr=0.5, betas=(0.9, 0.99), eps=1e-4, weight_decay=0.05, safeguard_warmup=True, d0=0.02, growth_rate=1.15),
 )
 def prodigy(

@@ -422,6 +422,24 @@ def test_groups_that_differ_in_what_makes_d_are_refused(name, change, message, e
 
 
 @totals
+@backends
+def test_the_estimate_stays_where_gradients_turn_round(name, backend):
+    start, hyper = [np.full(5, 2.0)], dict(d0=0.01, betas=(0.5, 0.9))
+    grads = [[np.full(5, g)] for g in (1.0, 1.0, 1.0, 1.0, -9.0, -9.0, 1.0, -9.0)]
+    p = [start[0].copy()]
+    opt = fastgd.Optimizer(p, RULES[name](**hyper), backend=backend)
+    estimates, numerators = [], []
+    for step in grads:
+        opt.step(step)
+        (scalars,) = opt.state_dict()["scalar_state"]
+        estimates += scalars["d"]
+        numerators += scalars["numerator"]
+    assert estimates == sorted(estimates) and estimates[0] < estimates[4]
+    assert any(b < a for a, b in pairwise(numerators))
+    assert error(p[0], ORACLES[name](start, grads, **hyper)[0][0]) < 1e-12
+
+
+@totals
 def test_groups_that_start_from_another_d_are_refused(name):
     groups = [{"params": np.ones(3)}, {"params": np.ones(2), "d0": 0.5}]
     with pytest.raises(HyperparameterError, match=r"has one d for all its groups, .* starts: given 1e-06 and 0\.5"):

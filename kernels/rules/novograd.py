@@ -89,7 +89,7 @@ class NovoGrad(Rule):
         return dict(
             b1=b1,
             c1=1 - b1 if self.grad_averaging else 1.0,
-            keep=0.0 if starts else b2,
+            b2=b2,
             take=1.0 if starts else 1 - b2,
             rs=1 / math.sqrt(1 - b2**t) if self.bias_correction else 1.0,
             eps=self.eps,
@@ -104,9 +104,9 @@ class NovoGrad(Rule):
         return per_segment(gg=squared(g))
 
     @staticmethod
-    def combine(gg, n, *, keep, take, rs, eps, step):
+    def combine(gg, n, *, b2, take, rs, eps, step):
         """Move a layer's norm; make what its gradient, or its momentum, is multiplied by."""
-        n = sqrt(keep * (n * n) + take * gg)
+        n = sqrt(b2 * (n * n) + take * gg)
         norm = rs * n + eps
         unit = 1 / norm if norm > 0 else 0
         length = step * unit
