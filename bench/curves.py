@@ -74,6 +74,7 @@ _TABLE: dict[str, Entry] = {
     "adam-cautious": Entry("adam", {"cautious": True}),
     "adamw-cautious": Entry("adamw", {"cautious": True}),
     "lion-cautious": Entry("lion", {"cautious": True}),
+    "lars": Entry("lars", {"momentum": 0.9, "weight_decay": 1e-4}),  # without decay it is SGD
     "rprop": Entry("rprop", batch_size=None),  # by signs of whole gradients: those of batches change too often for it
     "sgd": Entry("sgd", {"momentum": 0.9}),  # without momentum it is GD
     "sgd-nesterov": Entry("sgd", {"momentum": 0.9, "nesterov": True}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -70,7 +71,7 @@ def build(text):
     if not library.exists():
         code = folder / f"{name}.cpp"
         code.write_text(text)
-        unfinished = folder / f"{name}.{id(text)}.tmp"
+        unfinished = folder / f"{name}.{os.getpid()}.{id(text)}.tmp"
         subprocess.run([GXX, *FLAGS, str(code), "-o", str(unfinished)], check=True)
         unfinished.replace(library)
     return ctypes.CDLL(str(library)).tile

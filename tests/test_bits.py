@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from conftest import RULE_CASES, SIZES, numbers, same_bits
-from cxx import GXX, CxxSweep
+from cxx import GXX, CxxSweep, build, source
 
 import fastgd
 from fastgd import optimizer
 from fastgd.kernels.cpu import CpuSweep
+from fastgd.kernels.plan import plan
+from fastgd.kernels.tail import Tail
 
 TAILS = {
     "plain": {},
@@ -51,26 +56,36 @@ def assert_same(reference, other):
         assert same_bits(a, b)
 
 
-def every_case(test):
+FIRST = list({case.values[0]: case for case in reversed(RULE_CASES)}.values())
+"""One setting of each rule."""
+
+
+def every_case(**settings):
     """Every rule and option set, dtype, tail, with and without special values.
 
     The tail knows nothing of the rule: one setting of each rule has it, and that one also goes parallel, or this would
     compile for a quarter of an hour. Threads are drawn at random in test_properties, for every setting.
+
+    Parameters
+    ----------
+    **settings
+        Those that are run without a tail, by dtype.
     """
-    first = {case.values[0]: case for case in reversed(RULE_CASES)}.values()
-    cases = [(case, tail) for tail, chosen in (("plain", RULE_CASES), ("tail", first)) for case in chosen]
-    for mark in (
-        pytest.mark.parametrize("special", [0.0, 0.001], ids=["finite", "special"]),
-        pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"]),
-        pytest.mark.parametrize(
-            ("rule_class", "values", "tail"), [pytest.param(*c.values, tail, id=f"{c.id}-{tail}") for c, tail in cases]
-        ),
-    ):
-        test = mark(test)
-    return test
+    cases = [
+        pytest.param(*case.values, tail, dtype, id=f"{np.dtype(dtype).name}-{case.id}-{tail}")
+        for dtype in (np.float32, np.float64)
+        for tail, chosen in (("plain", settings[np.dtype(dtype).name]), ("tail", FIRST))
+        for case in chosen
+    ]
+
+    def mark(test):
+        test = pytest.mark.parametrize("special", [0.0, 0.001], ids=["finite", "special"])(test)
+        return pytest.mark.parametrize(("rule_class", "values", "tail", "dtype"), cases)(test)
+
+    return mark
 
 
-@every_case
+@every_case(float32=RULE_CASES, float64=RULE_CASES)
 def test_numba_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special):
     arguments = (rule_class, values, dtype, tail, special)
     reference = trace(*arguments, backend="numpy")
@@ -79,9 +94,24 @@ def test_numba_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special)
         assert_same(reference, trace(*arguments, backend="numba", threads=threads))
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """Have g++ compile what the tests below ask for, on all cores."""
+    tail = Tail("ema", max_value=True, zero_grad=True)
+    plans = [plan(case.values[0](**case.values[1])) for case in RULE_CASES]
+    sweeps = [(sweep, np.float32) for p in plans for sweep in p.sweeps]
+    for case in FIRST:
+        rule = case.values[0](**case.values[1])
+        sweeps += [(sweep, np.float64) for sweep in plan(rule).sweeps]
+        sweeps += [(sweep, dtype) for sweep in plan(rule, tail).sweeps for dtype in (np.float32, np.float64)]
+    texts = dict.fromkeys(source(sweep, np.dtype(dtype)) for sweep, dtype in sweeps)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(build, texts))
+
+
 @pytest.mark.skipif(GXX is None, reason="needs g++")
-@every_case
-def test_cxx_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special, monkeypatch):
+@every_case(float32=RULE_CASES, float64=FIRST)
+def test_cxx_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special, monkeypatch, compiled):
     arguments = (rule_class, values, dtype, tail, special)
     reference = trace(*arguments, backend="numpy")
     monkeypatch.setattr(optimizer, "sweep_maker", lambda backend, threads: CxxSweep)

@@ -49,8 +49,14 @@ def started(update, p):
     return [p.copy() if value == "p" else np.full_like(p, value) for value in start.values()]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("rule_class", "values"), ELEMENTWISE)
+@pytest.mark.parametrize(
+    ("rule_class", "values", "dtype"),
+    [
+        pytest.param(*case.values, dtype, id=f"{case.id}-{np.dtype(dtype).name}")
+        for dtype, cases in ((np.float32, ELEMENTWISE), (np.float64, {c.values[0]: c for c in ELEMENTWISE}.values()))
+        for case in cases
+    ],
+)
 def test_bits_are_those_of_the_optimizer(rule_class, values, dtype):
     """One gradient throughout, as a loop of all steps in one function has none from outside."""
     rng = np.random.default_rng(3)
