@@ -88,12 +88,12 @@ class _Call:
         """Update the arrays; Ctrl-C is raised behind the last sweep."""
         try:
             self._launch_all()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             while True:
                 try:
                     self._launch.finish(self._runs)
                     break
-                except KeyboardInterrupt:  # another one
+                except (KeyboardInterrupt, SystemExit):  # another one
                     pass
             raise
         self._runs += 1

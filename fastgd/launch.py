@@ -150,7 +150,8 @@ class Launch:
 
     def _owners(self, name: str) -> list[tuple[str, int]]:
         """Whose each of a scalar state's numbers is: a group's, a segment's, or of all together."""
-        if self.plan.combine is None or name not in self.plan.combine.arrays:
+        combine = self.plan.combine
+        if combine is None or name not in {*combine.arrays, *combine.writes}:
             return [("group", g) for g in self.groups]
         return [("segment", s) for s in self.segments] if self._per_segment else [("all", 0)]
 
@@ -169,16 +170,19 @@ class Launch:
     def scalars(self) -> dict[tuple[str, str, int], float]:
         """Every number of the scalar states by its name, the rule's in front, and owner."""
         return {
-            (f"{self.title}.{name}", *owner): float(value)
+            (self._key(name), *owner): float(value)
             for name, values in self.scalar_states.items()
             for owner, value in zip(self._owners(name), values, strict=True)
         }
+
+    def _key(self, name: str) -> str:
+        return f"{'fallback ' * self.is_fallback}{self.title}.{name}"
 
     def take_scalars(self, scalars: Mapping[tuple[str, str, int], float]) -> None:
         """Take over what `scalars` gave, also of a launch with other groups; a number that is not there stays."""
         for name, values in self.scalar_states.items():
             for i, owner in enumerate(self._owners(name)):
-                values[i] = scalars.get((f"{self.title}.{name}", *owner), values[i])
+                values[i] = scalars.get((self._key(name), *owner), values[i])
 
     def bind(self, name: str, quantity: Arrays) -> None:
         """Take the arrays of a quantity: ``p``, ``g``, ``ema`` or a state."""
@@ -211,7 +215,8 @@ class Launch:
             self._rows[0].put(index, values)
         else:
             assert self.plan.combine is not None
-            refuse_unfit(self.plan.combine.scalars, values, self._dtype)
+            given = {*self.plan.combine.scalars, *self.plan.sweeps[-1].scalars} - {*self.plan.combine.writes}
+            refuse_unfit(given, values, self._dtype)
             self._given[index] = values
             for name in self._shared if index else ():
                 if values[name] != self._given[0][name]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,13 @@ from fastgd.groups import Changes, Group
 from fastgd.health import DryRun
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.plan import plan, plan_aside
-from fastgd.kernels.rule import Rule, fixed
+from fastgd.kernels.rule import Rule, fallback_of, fixed
 from fastgd.program import Program
 from fastgd.settings import Settings
 from fastgd.state_arrays import StateArray, lay_out_states
 from fastgd.targets import Arrays, Targets
+
+log = logging.getLogger("fastgd")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,27 @@ class Layout:
         given = [{"params": params}] if single else params
         groups = [Group.of(g, terms.rule, i, terms.changes, terms.schedules) for i, g in enumerate(given)]
         rules = [group.read_first(terms.rule, i, 0) for i, group in enumerate(groups)]
-        return cls(terms, params, groups, rules, Targets.of(given, single), [0] * len(groups))
+        layout = cls(terms, params, groups, rules, Targets.of(given, single), [0] * len(groups))
+        for i, values in enumerate(given):
+            layout._refuse_unused(values, i)
+        if layout.targets.segments and not layout._served():
+            title = type(terms.rule).__name__
+            log.warning("%s serves none of these arrays: its fallback updates all, with values of its own", title)
+        return layout
+
+    def _served(self) -> set[int]:
+        """Segments that the groups' own rules update."""
+        return {s for launch in self.program.launches if not launch.is_fallback for s in launch.segments}
+
+    def _refuse_unused(self, given: Mapping[str, Any], index: int) -> None:
+        """Refuse values that a group gives for a rule that serves none of its arrays."""
+        own = {s for s, group in enumerate(self.targets.group) if group == index}
+        unused = [name for name in given if name not in ("params", "match", "fallback")]
+        if unused and own and own.isdisjoint(self._served()):
+            raise HyperparameterError(
+                f"group {index}: its arrays go to the fallback, {fallback_of(self.rules[index])!r}, which has its own "
+                f"values: give that in the place of {', '.join(unused)}, as in fallback=AdamW(lr=...)"
+            )
 
     def with_group(self, given: Mapping[str, Any], t: int) -> Layout:
         """Lay out the same and a group more, which joins behind step `t`; nothing here is changed."""
@@ -151,6 +174,8 @@ class Layout:
         new = Layout(
             self._terms, params, [*self.groups, group], rules, targets, [*self.started_at, start], before=self, t=t
         )
+        _refuse_other_rule(self, new, index)
+        new._refuse_unused(given, index)
         scalars = {key: value for launch in self.program.launches for key, value in launch.scalars().items()}
         scalars |= _inherited(scalars, came_from, index)
         for launch in new.program.launches:
@@ -232,6 +257,19 @@ def is_group_list(params: Any) -> bool:
         and bool(params)
         and all(isinstance(g, dict) and ("params" in g or "match" in g) for g in params)
     )
+
+
+def _refuse_other_rule(old: Layout, new: Layout, index: int) -> None:
+    """Refuse arrays whose states another rule would go on with."""
+    before, after = (
+        {s: launch.title for launch in layout.program.launches for s in launch.segments} for layout in (old, new)
+    )
+    for s, title in before.items():
+        if after[s] != title:
+            raise HyperparameterError(
+                f"group {index}: {new.targets.segments[s].name!r} is updated by {title}, whose states it has, and must "
+                f"stay so, given a group in which {after[s]} would update it"
+            )
 
 
 def _inherited(

@@ -107,7 +107,7 @@ def minimize(
     Raises
     ------
     HyperparameterError
-        For an unknown method or hyperparameter, or a value out of range.
+        For an unknown method or hyperparameter, a value out of range, and a rule that does not serve x0's shape.
     ArrayError
         For an x0 that is not real, or a gradient of another shape.
     ImportError
@@ -128,6 +128,10 @@ def minimize(
     max_iter = checked_whole("max_iter", max_iter, 0)
     tol = checked_number("tol", tol, 0.0)
     x = _start(x0)
+    if not rule.serves(x.shape):
+        raise HyperparameterError(
+            f"method {type(rule).__name__} does not serve an x0 of shape {x.shape}: give another, or x0 as a matrix"
+        )
     problem = _Problem(fun, jac, x)
     optimizer = Optimizer(x, rule, backend=backend)
     iterates = [x.copy()]

@@ -44,7 +44,7 @@ class MatrixSweep:
         self._scalars = scalars
         self._views: dict[str, list[NDArray[Any] | None]] = {}
         self._sums = np.zeros((len(self.shapes), len(update.sums)))
-        self.run: Callable[[], None] = self.resume
+        self.run: Callable[[], None] = self._run
         """Updates the arrays in place."""
         self._runs = 0
         self._done = (0, 0)  # segments of the run of this number that are stored
@@ -73,6 +73,10 @@ class MatrixSweep:
         self._done = (count, 0)
         self._computed = None
         self._runs = count
+
+    def _run(self) -> None:
+        self.runs = self._runs  # what a run left that was broken off is not taken up
+        self.resume()
 
     def resume(self) -> None:
         """Go on with a run that was interrupted, or begin one."""
@@ -131,7 +135,7 @@ class MatrixSweep:
         new: dict[str, Any] = {}
         for name in ("p", *made):
             into = views.get(name)
-            if name not in made or name == "g" or into is None:
+            if name not in made or name not in self.update.arrays or name == "g" or into is None:
                 raise RuleError(f"{title}: update must return a dict of p and of its states, given {', '.join(made)}")
             value = made[name]
             if np.shape(value) != into.shape:

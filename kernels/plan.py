@@ -129,6 +129,11 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
         if SIZE in {*sweeps[0].terms, *scalar_states}:
             raise RuleError(f"{title}: `{SIZE}` is the number of elements that are summed over; choose another name")
         given = prepared | set(combine.writes)
+        if overridden := set(combine.writes) & set(sweeps[0].scalars):
+            raise RuleError(f"{title}: combine returns `{min(overridden)}`, which measure has of prepare(); rename one")
+        kept = {*combine.arrays, *combine.writes} & set(scalar_states)
+        if sweeps[0].level == "per_segment" and (both := kept & set(prepare_arguments(type(rule)))):
+            raise RuleError(f"{title}: prepare takes `{min(both)}` of a group, where combine has one of each segment")
         combine = _joining(combine, sweeps[0])
     reserved = NAMES & {*arrays, *given, *scalar_states}
     if reserved:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from fastgd.kernels.errors import HyperparameterError
 
 NON_NEGATIVE = (0.0, math.inf)
+ABOVE_0 = (math.ulp(0.0), math.inf)
 FRACTION = (0.0, 1.0)  # 1 excluded
 _RANGES = {
     "lr": NON_NEGATIVE,
@@ -163,9 +164,9 @@ class Rule:
             number = math.inf
         low, bound = self.ranges.get(name, _RANGES.get(name, (-math.inf, math.inf)))
         if not math.isfinite(number) or not low <= number < bound:
-            text = (
-                "finite" if low == -math.inf else f"at least {low:g}" + (f" and below {bound:g}" * (bound < math.inf))
-            )
+            least = "above 0" if (low, bound) == ABOVE_0 else f"at least {low:g}"
+            text = "finite" if low == -math.inf else least + f" and below {bound:g}" * (bound < math.inf)
+            text = f"finite and {text}" if number == math.inf == bound and low > -math.inf else text
             raise HyperparameterError(f"{title} must be {text}, given {value!r}")
         return number
 

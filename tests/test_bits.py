@@ -28,8 +28,10 @@ def trace(rule_class, values, dtype, tail, special, **how):
     params = fastgd.FlatParams({f"w{i}": (n,) for i, n in enumerate(SIZES)}, dtype)
     for view in params.values():
         view[:] = numbers(rng, view.shape, dtype, special)
-    groups = [{"params": params}, {"match": ["w1", "w3", "w9"], "lr": values.get("lr", 0.1) * 0.37}]
-    opt = fastgd.Optimizer(groups, rule_class(**values), **TAILS[tail], **how)
+    rule = rule_class(**values)
+    other = {"lr": values.get("lr", 0.1) * 0.37} if rule.serves((1,)) else {}  # a fallback has values of its own
+    groups = [{"params": params}, {"match": ["w1", "w3", "w9"], **other}]
+    opt = fastgd.Optimizer(groups, rule, **TAILS[tail], **how)
     left = []
     if how.get("threads"):
         assert all(

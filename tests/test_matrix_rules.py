@@ -483,17 +483,34 @@ def test_arrays_taken_by_name_go_on(backend):
     assert all(map(same_bits, *runs))
 
 
-def test_a_vector_taken_to_another_fallback_keeps_the_states_that_both_have():
+def test_a_vector_stays_with_the_rule_whose_states_it_has():
     opt, params, grads = trained(Muon(fallback=AdamW()))
-    i = list(params).index("b")
-    mean, buffers = part(opt, "exp_avg", i).copy(), part(opt, "momentum_buffer", 0).copy()
-    opt.add_param_group({"match": "b", "fallback": Lion(lr=0.1)})
-    assert np.array_equal(part(opt, "exp_avg", i), mean) and mean.any()
-    assert np.array_equal(part(opt, "momentum_buffer", 0), buffers)
-    before = params["b"].copy()
+    before = everything(opt, params.values())
+    with pytest.raises(
+        HyperparameterError, match=r"group 1: 'b' is updated by AdamW, .* in which Lion would update it"
+    ):
+        opt.add_param_group({"match": "b", "fallback": Lion(lr=0.1)})
+    assert everything(opt, params.values()) == before and len(opt.param_groups) == 1
+    opt.add_param_group({"match": "b", "fallback": AdamW(lr=0.1)})
     opt.step(grads[3])
-    assert np.allclose(np.abs(params["b"] - before), 0.1)
-    assert len(opt._layout.program.launches) == 3
+
+
+@pytest.mark.parametrize("rule", [Muon(), MARS()], ids=lambda x: type(x).__name__)
+def test_values_that_would_change_nothing_are_refused(rule):
+    params = {"w": np.ones((2, 3)), "b": np.ones(3)}
+    with pytest.raises(HyperparameterError, match=r"group 1: .* go to the fallback, AdamW\(.* in the place of lr"):
+        fastgd.Optimizer([{"params": params}, {"match": "b", "lr": 0.0}], rule)
+    opt = fastgd.Optimizer([{"params": params}], rule)
+    with pytest.raises(HyperparameterError, match=r"group 1: .* go to the fallback.* in the place of weight_decay"):
+        opt.add_param_group({"params": {"late": np.ones(4)}, "weight_decay": 0.0})
+    assert len(opt.param_groups) == 1
+
+
+def test_a_rule_that_serves_nothing_says_so(caplog):
+    fastgd.Muon([np.ones(3), np.ones(4)])
+    assert "Muon serves none of these arrays" in caplog.text
+    with pytest.raises(HyperparameterError, match=r"Muon does not serve an x0 of shape \(2,\)"):
+        fastgd.minimize(lambda x: (x**2).sum(), np.ones(2), jac=lambda x: 2 * x, method="muon")
 
 
 def test_a_refused_group_changes_nothing():

@@ -78,7 +78,10 @@ class Run:
         self.start, self.grads = problem(dtype)
         self.params = fastgd.FlatParams(dict(zip(SHAPES, self.start, strict=True)))
         given = [{"params": self.params, **groups[0]}]
-        given += [{"match": [n for n, g in zip(SHAPES, GROUPS, strict=True) if g == i], **groups[i]} for i in (1, 2)]
+        for i in (1, 2):
+            names = [n for n, g in zip(SHAPES, GROUPS, strict=True) if g == i]
+            served = any(RULES[name](**groups[i]).serves(SHAPES[n]) for n in names)
+            given.append({"match": names, **(groups[i] if served else {})})  # a fallback has values of its own
         self.opt = optimizer_class(name)(given, **groups[0], backend=backend, **tail)
         # Gradients that enter an estimate of the Hessian before some steps, for a rule that has one.
         drawn = dict(zip((1, 4, 9), self.grads[::-1], strict=False))

@@ -9,9 +9,7 @@ from typing import Any, ClassVar
 
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.matrix import MatrixRule
-from fastgd.kernels.rule import FRACTION, Rule
-
-_ABOVE_0 = (math.ulp(0.0), math.inf)
+from fastgd.kernels.rule import ABOVE_0, FRACTION, Rule
 
 
 class _Factored(MatrixRule):
@@ -89,7 +87,8 @@ class Adafactor(_Factored):
 
     Notes
     -----
-    Axes before the last two count as a batch of matrices. The mean of the updates is taken before the step's size;
+    Gradients beyond 1e19 leave the range of their squares in float32. Axes before the last two count as a batch of
+    matrices. The mean of the updates is taken before the step's size;
     fairseq and transformers take the size into it, so that a change of it is felt late there. The arithmetic is that
     of the arrays' library, array by array.
 
@@ -120,7 +119,7 @@ class Adafactor(_Factored):
     relative_step: bool = True
     fallback: Rule | None = None  # type: ignore[misc]  # a field here
     states: ClassVar[Mapping[str, str]] = {"row": "row_var", "column": "col_var", "v": "variance", "m": "exp_avg"}
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"d": _ABOVE_0, "beta1": FRACTION}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"d": ABOVE_0, "beta1": FRACTION}
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"form": ("torch", "paper")}
     rows: ClassVar[tuple[str, ...]] = ("row",)
     columns: ClassVar[tuple[str, ...]] = ("column",)
@@ -219,7 +218,8 @@ class CAME(_Factored):
     Notes
     -----
     No bias is corrected: the first gradients are divided by means that have only begun, and clipped. Axes before the
-    last two count as a batch of matrices. The arithmetic is that of the arrays' library, array by array.
+    last two count as a batch of matrices. Gradients beyond 1e19 leave the range of their squares in float32. The
+    arithmetic is that of the arrays' library, array by array.
 
     References
     ----------
@@ -251,7 +251,7 @@ class CAME(_Factored):
         "res_column": "exp_avg_res_col",
         "v": "exp_avg_sq",
     }
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"clip_threshold": _ABOVE_0}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"clip_threshold": ABOVE_0}
     rows: ClassVar[tuple[str, ...]] = ("row", "res_row")
     columns: ClassVar[tuple[str, ...]] = ("column", "res_column")
     others: ClassVar[tuple[str, ...]] = ("v",)

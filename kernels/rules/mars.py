@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import maximum, per_segment, sign, sqrt, squared
 from fastgd.kernels.rule import NON_NEGATIVE, Rule
 from fastgd.kernels.rules.adam import AdamW
@@ -42,14 +43,16 @@ class MARS(Rule):
     γ           ``gamma``             share of the correction, >= 0
     ----------  ``amsgrad``           divide by the largest v so far
     ----------  ``mars_type``         "mars-adamw" or "mars-lion"
-    ----------  ``fallback``          rule for arrays of less than two dimensions; None: MARS serves them too
+    ----------  ``fallback``          rule for arrays of less than two dimensions, with a learning rate of its own;
+                                      None: MARS serves them too
     m, v, q     exp_avg, exp_avg_sq,  states; q is the last gradient; v not with "mars-lion"; with amsgrad also
                 last_grad             max_exp_avg_sq
     ==========  ====================  =============================================================================
 
     Notes
     -----
-    The approximate form: the last gradient is of the last batch at the last parameters. g₀ is 0, as in the reference.
+    The approximate form: the last gradient is of the last batch at the last parameters. g₀ is 0, as in the reference,
+    which serves arrays of two dimensions only, and scales its fallback's rate with a schedule of the learning rate.
 
     References
     ----------
@@ -83,10 +86,15 @@ class MARS(Rule):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"gamma": NON_NEGATIVE}
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"mars_type": ("mars-adamw", "mars-lion")}
 
+    def check(self) -> None:
+        """Refuse a largest v where there is none."""
+        if self.amsgrad and self.mars_type == "mars-lion":
+            raise HyperparameterError("MARS: amsgrad needs mars_type 'mars-adamw', given 'mars-lion'")
+
     def options(self) -> dict[str, object]:
         """Which of the forms is meant."""
         lion = self.mars_type == "mars-lion"
-        return dict(lion=lion, amsgrad=self.amsgrad and not lion)
+        return dict(lion=lion, amsgrad=self.amsgrad)
 
     def serves(self, shape: tuple[int, ...]) -> bool:
         """Matrices, and everything without a fallback."""

@@ -45,7 +45,8 @@ class Muon(MatrixRule):
     K           ``ns_steps``         number of iterations, 0 to 99
     f           ``adjust_lr_fn``     "original" (None): √max(1, rows/columns); "match_rms_adamw":
                                      0.2 √max(rows, columns); "spectral_unclamped": √(rows/columns)
-    ----------  ``fallback``         rule for arrays of less than two dimensions; None: they are refused
+    ----------  ``fallback``         rule for arrays of less than two dimensions, with a learning rate of its
+                                     own; None: they are refused
     B           momentum_buffer      state
     ==========  ===================  ==============================================================================
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fastgd.kernels.language import abs, maximum, minimum, sqrt, total
-from fastgd.kernels.rule import FRACTION, Rule
-
-_ABOVE_0 = (math.ulp(0.0), math.inf)
+from fastgd.kernels.rule import ABOVE_0, FRACTION, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,9 @@ class Prodigy(Rule):
 
     Notes
     -----
-    Scalar states, of all groups together: d, d_max, numerator (r), and k, the number of steps behind the first gradient
-    that is not zero. Before it nothing moves. The reference takes groups of one η only, or 0.
+    Scalar states, of all groups together: d, d_max, numerator (r), and k, the number of steps from the first gradient
+    that is not zero. Before it no parameter moves. A group whose η is 0 counts for nothing and stands, states too;
+    where it is 0 in all groups everything stands. The reference takes groups of one η only, or 0.
 
     References
     ----------
@@ -83,8 +82,8 @@ class Prodigy(Rule):
     states: ClassVar[Mapping[str, str]] = {"m": "exp_avg", "v": "exp_avg_sq"}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "beta3": FRACTION,
-        "d0": _ABOVE_0,
-        "d_coef": _ABOVE_0,
+        "d0": ABOVE_0,
+        "d_coef": ABOVE_0,
         "growth_rate": (1.0, math.inf),
     }
 
@@ -106,14 +105,18 @@ class Prodigy(Rule):
         corrected = math.sqrt(1 - b2 ** (k + 1)) / (1 - b1 ** (k + 1)) if self.use_bias_correction else 1.0
         length = d * self.lr * corrected
         weight = d / self.d0
+        beta3 = math.sqrt(b2) if self.beta3 is None else self.beta3
+        moves = self.lr > 0  # a group that does not counts for nothing and keeps its states
         return dict(
-            b1=b1,
-            c1=d * (1 - b1),
-            b2=b2,
-            c2=d * d * (1 - b2),
-            beta3=math.sqrt(b2) if self.beta3 is None else self.beta3,
+            b1=b1 if moves else 1.0,
+            c1=d * (1 - b1) if moves else 0.0,
+            b2=b2 if moves else 1.0,
+            c2=d * d * (1 - b2) if moves else 0.0,
+            keep=beta3 if moves else 1.0,
             way=weight * length,
-            taken=weight * (d if self.safeguard_warmup else length) if self.lr > 0 else 0.0,
+            taken=weight * (d if self.safeguard_warmup else length) if moves else 0.0,
+            counts=float(moves),
+            beta3=beta3,
             eps=self.eps,
             wd=self.weight_decay,
             length=length,
@@ -123,21 +126,21 @@ class Prodigy(Rule):
         )
 
     @staticmethod
-    def measure(p, g, m, v, s, p0, *, b1, c1, b2, c2, beta3, way, taken, wd, decouple, averaged):
+    def measure(p, g, m, v, s, p0, *, b1, c1, b2, c2, keep, way, taken, counts, wd, decouple, averaged):
         """Move the moments and the gradients' sum; sum the way gone along the gradient."""
         if not decouple:
             g = g + wd * p
         if averaged:
             m = b1 * m + c1 * g
         v = b2 * v + c2 * (g * g)
-        s = beta3 * s + taken * g
-        return m, v, s, total(gone=way * g * (p0 - p), grown=abs(s))
+        s = keep * s + taken * g
+        return m, v, s, total(gone=way * g * (p0 - p), grown=counts * abs(s))
 
     @staticmethod
     def combine(gone, grown, d, d_max, numerator, k, *, beta3, d0, d_coef, growth_rate, length, wd, eps):
         """Grow the estimate."""
         begun = grown > 0
-        numerator = beta3 * numerator + gone
+        numerator = beta3 * numerator + gone if begun else numerator
         found = d_coef * numerator / grown if begun else d
         first = maximum(d, found) if d == d0 else d
         d_max = maximum(d_max, found)
@@ -194,8 +197,9 @@ class DAdaptAdam(Rule):
 
     Notes
     -----
-    Scalar states, of all groups together: d, numerator (r), and k, the number of steps behind the first gradient that
-    is not zero. Before it nothing moves. The reference takes groups of one η only, or 0.
+    Scalar states, of all groups together: d, numerator (r), and k, the number of steps from the first gradient that is
+    not zero. Before it no parameter moves. A group whose η is 0 counts for nothing and stands, states too; where it
+    is 0 in all groups everything stands. The reference takes groups of one η only, or 0.
 
     References
     ----------
@@ -222,7 +226,7 @@ class DAdaptAdam(Rule):
     d0: float = 1e-6
     growth_rate: float | None = None
     states: ClassVar[Mapping[str, str]] = {"m": "exp_avg", "v": "exp_avg_sq"}
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"d0": _ABOVE_0, "growth_rate": (1.0, math.inf)}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"d0": ABOVE_0, "growth_rate": (1.0, math.inf)}
 
     def options(self) -> dict[str, object]:
         """Which decay is meant."""
@@ -242,14 +246,17 @@ class DAdaptAdam(Rule):
         corrected = math.sqrt(1 - b2 ** (k + 1)) / (1 - b1 ** (k + 1)) if self.use_bias_correction else 1.0
         length = d * self.lr * corrected
         gamma = math.sqrt(b2)
+        moves = self.lr > 0  # a group that does not counts for nothing and keeps its states
         return dict(
-            b1=b1,
+            b1=b1 if moves else 1.0,
             c1=length * (1 - b1),
-            b2=b2,
-            c2=1 - b2,
+            b2=b2 if moves else 1.0,
+            c2=1 - b2 if moves else 0.0,
+            keep=gamma if moves else 1.0,
+            taken=length * (1 - gamma),
+            counts=float(moves),
             gamma=gamma,
             rest=1 - gamma,
-            taken=length * (1 - gamma),
             eps=self.eps,
             wd=self.weight_decay,
             length=length,
@@ -257,31 +264,32 @@ class DAdaptAdam(Rule):
         )
 
     @staticmethod
-    def measure(p, g, m, v, s, *, b1, c1, b2, c2, gamma, taken, length, eps, wd, decouple):
+    def measure(p, g, m, v, s, *, b1, c1, b2, c2, keep, taken, counts, length, eps, wd, decouple):
         """Sum how far the gradient agrees with those before it; move the moments and the gradients' sum."""
         if not decouple:
             g = g + wd * p
         agreed = length * g * s / (sqrt(v) + eps)
         m = b1 * m + c1 * g
         v = b2 * v + c2 * (g * g)
-        s = gamma * s + taken * g
-        return m, v, s, total(agreed=agreed, grown=abs(s))
+        s = keep * s + taken * g
+        return m, v, s, total(agreed=agreed, grown=counts * abs(s))
 
     @staticmethod
-    def combine(agreed, grown, d, numerator, k, *, gamma, rest, growth_rate, length, wd):
+    def combine(agreed, grown, d, numerator, k, *, gamma, rest, growth_rate, length, wd, counts):
         """Grow the estimate."""
         begun = grown > 0
-        numerator = gamma * numerator + rest * agreed
+        numerator = gamma * numerator + rest * agreed if begun else numerator
         found = numerator / (rest * grown) if begun else d
         d = maximum(d, minimum(found, d * growth_rate))
         k = k + 1 if begun else k
+        moves = counts if begun else 0
         decay = 1 - wd * length if begun else 1
-        return numerator, d, k, decay
+        return numerator, d, k, moves, decay
 
     @staticmethod
-    def update(p, m, v, *, eps, decay, decouple):
+    def update(p, m, v, *, eps, moves, decay, decouple):
         """Step one element."""
         if decouple:
             p = decay * p
-        p = p - m / (sqrt(v) + eps)
+        p = p - moves * m / (sqrt(v) + eps)
         return p
