@@ -153,10 +153,14 @@ def _panel(
     def y(power: float) -> float:
         return tall * (high - power) / (high - low)
 
+    def height(loss: float | None) -> float:
+        if loss is None or loss == math.inf:
+            return -tall
+        return y(math.log10(loss)) if loss else 2 * tall
+
     def line(losses: Losses, name: str) -> str:
         points = " ".join(
-            f"{wide * step / steps[-1]:.1f},{y(math.log10(loss)) if loss else -tall:.1f}"
-            for step, loss in zip(steps, losses, strict=True)
+            f"{wide * step / steps[-1]:.1f},{height(loss):.1f}" for step, loss in zip(steps, losses, strict=True)
         )
         return f'<polyline class="{name}" points="{points}"/>'
 
@@ -209,7 +213,8 @@ def _setting(report: Report) -> str:
         "training set over the steps, on the same logarithmic axis as all others; a line that leaves the frame goes on "
         "outside. Above stand the learning rate, the final loss and the validation accuracy. The learning rate was "
         "searched from the rule's default by factors of about 3.2, on the training loss of runs of "
-        f"{s['search_epochs']} epochs; it suits this problem and is no advice for others."
+        f"{s['search_epochs']} epochs; it suits this problem and is no advice for others. Muon's and MARS's is that of "
+        "the matrices; their fallback has its own."
     )
 
 

@@ -486,9 +486,7 @@ def test_arrays_taken_by_name_go_on(backend):
 def test_a_vector_stays_with_the_rule_whose_states_it_has():
     opt, params, grads = trained(Muon(fallback=AdamW()))
     before = everything(opt, params.values())
-    with pytest.raises(
-        HyperparameterError, match=r"group 1: 'b' is updated by AdamW, .* in which Lion would update it"
-    ):
+    with pytest.raises(HyperparameterError, match=r"group 1: 'b' is updated by AdamW, .* in which Lion would"):
         opt.add_param_group({"match": "b", "fallback": Lion(lr=0.1)})
     assert everything(opt, params.values()) == before and len(opt.param_groups) == 1
     opt.add_param_group({"match": "b", "fallback": AdamW(lr=0.1)})

@@ -353,7 +353,7 @@ def test_keys_of_the_same_name():
 
 
 def test_numbers_that_no_float_holds():
-    with pytest.raises(HyperparameterError, match="lr must be at least 0, given 1000"):
+    with pytest.raises(HyperparameterError, match="lr must be finite and at least 0, given 1000"):
         fastgd.SGD(np.ones(2), lr=10**400)
     with pytest.raises(HyperparameterError, match="scale must be a number"):
         fastgd.SGD(np.ones(2)).step(np.ones(2), scale=10**400)
