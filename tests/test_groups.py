@@ -221,7 +221,7 @@ def test_arrays_of_groups_with_other_numbers_of_steps_are_refused():
 
 
 def test_ctrl_c_before_any_line_leaves_the_old_groups_or_the_new():
-    for k in count(1, 7):  # of some 1500 lines
+    for k in count(1, 7):  # a line takes as long as all that comes before it
         params, q = fastgd.FlatParams({"w": np.ones(3), "b": np.ones(2)}), np.ones(4)
         opt = fastgd.AdamW(params, lr=0.1, max_norm=1.0, ema_decay=0.5)
         params.grad.flat[:] = 1
