@@ -465,5 +465,5 @@ def test_a_value_that_overflows_is_refused_by_the_rule():
     opt = fastgd.SGD(p, lr=exponential(1.0, 1e300))
     opt.step(np.zeros(3))
     opt.step(np.zeros(3))
-    with pytest.raises(HyperparameterError, match="lr must be at least 0, given inf"):
+    with pytest.raises(HyperparameterError, match="lr must be finite and at least 0, given inf"):
         opt.step(np.zeros(3))
