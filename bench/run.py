@@ -18,6 +18,7 @@ from fastgd.bench.cases import CASES, ULP_LIMIT, Case
 from fastgd.bench.peers import PEERS
 from fastgd.bench.worker import Worker
 from fastgd.kernels.errors import BackendUnavailable, HyperparameterError
+from fastgd.state import plain
 
 Row = dict[str, Any]
 Report = dict[str, Any]
@@ -179,7 +180,7 @@ def _taking_part(case: Case, backends: Sequence[str], peers: Sequence[str] | Non
 
 def _shown(case: Case) -> dict[str, Any]:
     return {
-        "hyper": case.full(),
+        "hyper": plain(case.build()),
         "tail": dict(case.tail),
         "tensors": len(case.tensors),
         "float32_bytes": case.bytes_per_param(4),

@@ -341,3 +341,11 @@ def test_throughput_has_both_baselines():
     rows = throughput("gd", (N,), rounds=2)
     assert [row["peer"] for row in rows] == ["roof", "fastgd-numba", "numpy-textbook", "numpy-inplace"]
     assert all(row["seconds"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("rule", ["mars", "muon", "prodigy-gpt2"])
+def test_a_report_is_plain_data(rule):
+    report = run((rule,), (256,), backends=("numpy",), peers=(), rounds=1)
+    assert [row["skipped"] for row in report["rows"]] == [None]
+    assert json.loads(json.dumps(report))["cases"].keys() == {rule}
+    assert rule != "mars" or report["cases"]["mars"]["hyper"]["fallback"]["rule"] == "adamw"
