@@ -20,6 +20,8 @@ from fastgd.kernels.reference import compile_text
 from fastgd.kernels.rule import Rule, fallback_of, prepare_arguments, state_name
 from fastgd.targets import Arrays, Targets
 
+_LARGEST = {char: float(np.finfo(char).max) for char in "fd"}
+
 
 class Prepares(Protocol):
     """What gives the scalars of a step, as a rule does."""
@@ -61,7 +63,7 @@ def refuse_unfit(names: Iterable[str], values: Mapping[str, float], dtype: np.dt
     HyperparameterError
         That names one.
     """
-    largest = float(np.finfo(dtype).max)
+    largest = _LARGEST[dtype.char]
     for name in names:
         if largest < abs(values[name]) < math.inf:
             raise HyperparameterError(f"a step's {name} is {values[name]!r}, which {dtype} cannot hold")
@@ -146,6 +148,10 @@ class Launch:
             self._rows.append(packed)
             self.sweeps.append(make(sweep, sizes, rows, packed.array, self.title.lower()))
         self._last = self.sweeps[-1]
+        self._unpacked: tuple[str, ...] = ()  # of prepare's scalars those that `combine` and the last sweep take
+        if plan.combine is not None:
+            taken = dict.fromkeys((*plan.combine.scalars, *plan.sweeps[-1].scalars))
+            self._unpacked = tuple(n for n in taken if n not in plan.combine.writes)
         self._combine = compile_text(plan.combine, np.dtype(np.float64)) if plan.combine else None
 
     def _owners(self, name: str) -> list[tuple[str, int]]:
@@ -214,9 +220,7 @@ class Launch:
         if self._combine is None:
             self._rows[0].put(index, values)
         else:
-            assert self.plan.combine is not None
-            given = {*self.plan.combine.scalars, *self.plan.sweeps[-1].scalars} - {*self.plan.combine.writes}
-            refuse_unfit(given, values, self._dtype)
+            refuse_unfit(self._unpacked, values, self._dtype)
             self._given[index] = values
             for name in self._shared if index else ():
                 if values[name] != self._given[0][name]:
@@ -272,10 +276,7 @@ class Launch:
         sums = self.sweeps[0].sums() if self._per_segment else self.sweeps[0].total()[None]
         terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True)) | {SIZE: self._summed}
         rows = self._group_of if self._per_segment else slice(None)
-        scalars = {
-            n: np.array([v[n] for v in self._given])[rows]
-            for n in {*combine.scalars, *last.scalars} - {*combine.writes}
-        }
+        scalars = {n: np.array([v[n] for v in self._given])[rows] for n in self._unpacked}
         with np.errstate(all="ignore"):
             results = self._combine(
                 *(terms[a] if a in terms else self.scalar_states[a] for a in combine.arrays),

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastgd.kernels.errors import RuleError
-from fastgd.kernels.language import Level
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.tail import Tail
 
@@ -60,8 +59,6 @@ class MatrixUpdate:
     options: Mapping[str, object]
     tail: Tail = field(default_factory=Tail)
     sums: tuple[str, ...] = ()
-    level: Level = ""
-    name: str = "update"
 
     @property
     def function(self) -> Callable[..., Mapping[str, Any]]:

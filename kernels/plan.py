@@ -85,7 +85,7 @@ class Plan:
     def dry(self) -> Plan:
         """Give the plan of a step that stores nothing and sums what a report needs."""
         if self.matrix is not None:
-            return replace(self, matrix=replace(self.matrix, sums=tuple(REPORTED), level="per_segment"))
+            return replace(self, matrix=replace(self.matrix, sums=REPORTED))
         return replace(self, sweeps=dry_run(self.sweeps))
 
 

@@ -22,7 +22,6 @@ from fastgd.kernels import Rule
 from fastgd.kernels.errors import (
     ArrayError,
     CheckpointError,
-    FastGDError,
     HyperparameterError,
     NonFiniteError,
     RuleError,
@@ -967,7 +966,7 @@ def test_values_that_float32_does_not_hold_are_refused():
             fastgd.Optimizer(np.ones((2, 3), np.float32), rule).step(np.ones((2, 3), np.float32))
 
 
-@pytest.mark.parametrize("name", ["muon", "came", "adafactor", "lamb", "lion-cautious"])
+@pytest.mark.parametrize("name", ["muon", "came", "adafactor", "lamb", "lion-cautious", "mars"])
 def test_values_that_float32_does_not_hold_are_refused_of_every_rule(name):
     p = np.ones((2, 3), np.float32)
     rule = {
@@ -976,10 +975,28 @@ def test_values_that_float32_does_not_hold_are_refused_of_every_rule(name):
         "adafactor": Adafactor(lr=1e39, relative_step=False),
         "lamb": fastgd.kernels.rules.LAMB(lr=1e39),
         "lion-cautious": Lion(lr=1e39, cautious=True),
+        "mars": MARS(lr=1e39),
     }[name]
     with pytest.raises(HyperparameterError, match="which float32 cannot hold"):
         fastgd.Optimizer(p, rule).step(np.ones((2, 3), np.float32))
     assert (p == 1).all()
+
+
+def test_a_report_takes_up_nothing_of_one_that_was_stopped():
+    params = {"a": np.ones((2, 2)), "b": np.ones((2, 2))}
+    opt = fastgd.Optimizer(params, own(lambda p, g, *, lr: stopping(p, g, lr)))
+    calls = []
+
+    def stopping(p, g, lr):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return dict(p=p - lr * g)
+
+    with pytest.raises(KeyboardInterrupt):
+        opt.report({name: np.ones((2, 2)) for name in params})
+    report = opt.report({name: np.full((2, 2), 100.0) for name in params})
+    assert [row.grad_norm for row in report] == [200.0, 200.0]
 
 
 # ---- a step that is stopped
@@ -1003,31 +1020,13 @@ MAKERS = [pytest.param(m, b, id=f"{m.__name__}-{b}") for m, b in ((muon, "numba"
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize(("make", "backend"), MAKERS)
 def test_ctrl_c_before_any_line_leaves_no_half_step(make, backend, again):
-    drill, seen, k = Drill(make, backend), set(), 0
-    for k in drill.stopped(KeyboardInterrupt(), again):
-        now = drill.memory()
-        assert now in (drill.whole, drill.last), f"line {k}"
-        seen.add(now)
-        if now == drill.whole:
-            drill.opt.step()
-        assert drill.memory() == drill.last, f"line {k}"
-    assert k > 100 and seen == {drill.whole, drill.last}
+    drill = Drill(make, backend)
+    assert drill.check_all_or_nothing(again) > 100
 
 
 @pytest.mark.parametrize(("make", "backend"), MAKERS)
 def test_an_error_before_any_line_leaves_nothing_or_a_mark(make, backend):
-    drill, marked = Drill(make, backend), 0
-    for k in drill.stopped(MemoryError("drill")):
-        if drill.opt._begun != drill.opt.t:
-            marked += 1
-            with pytest.raises(FastGDError, match="step 2 failed half-way"):
-                drill.opt.step()
-            drill.restore()
-        if drill.opt.t == 1:
-            assert drill.memory() == drill.whole, f"line {k}"
-            drill.opt.step()
-        assert drill.memory() == drill.last, f"line {k}"
-    assert marked > 10
+    assert Drill(make, backend).check_nothing_or_a_mark() > 10
 
 
 # ---- in one call

@@ -440,6 +440,22 @@ def test_the_estimate_stays_where_gradients_turn_round(name, backend):
 
 
 @totals
+@backends
+def test_a_rate_of_0_is_no_step_at_all(name, backend):
+    """As in a warm-up from 0, and in the middle of a run."""
+    hyper = dict(d0=0.01, use_bias_correction=True, weight_decay=0.1)
+    runs = []
+    for rates in ((0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0), (1.0, 0.5, 1.0)):
+        p = np.linspace(1.0, 2.0, 70)
+        opt = fastgd.Optimizer(p, RULES[name](**hyper), backend=backend)
+        for lr in rates:
+            opt.param_groups[0]["lr"] = lr
+            opt.step(np.cos(np.arange(70)) + 2.0 if lr else np.full(70, 9.0))
+        runs.append([p, *opt.state.values(), repr(opt.state_dict()["scalar_state"])])
+    assert all(np.array_equal(a, b) for a, b in zip(*runs, strict=True)) and runs[0][0][0] < 1.0
+
+
+@totals
 def test_groups_that_start_from_another_d_are_refused(name):
     groups = [{"params": np.ones(3)}, {"params": np.ones(2), "d0": 0.5}]
     with pytest.raises(HyperparameterError, match=r"has one d for all its groups, .* starts: given 1e-06 and 0\.5"):
@@ -689,6 +705,35 @@ class Drill:
                 break
             yield k
 
+    def check_all_or_nothing(self, again):
+        """Hold every Ctrl-C to the whole step or none of it; the number of lines."""
+        seen, k = set(), 0
+        assert self.whole != self.last
+        for k in self.stopped(KeyboardInterrupt(), again):
+            now = self.memory()
+            assert now in (self.whole, self.last), f"line {k}"
+            seen.add(now)
+            if now == self.whole:
+                self.opt.step()
+            assert self.memory() == self.last, f"line {k}"
+        assert seen == {self.whole, self.last}
+        return k
+
+    def check_nothing_or_a_mark(self):
+        """Hold every error to a step not begun, or marked; the number of marks."""
+        marked = 0
+        for k in self.stopped(MemoryError("drill")):
+            if self.opt._begun != self.opt.t:
+                marked += 1
+                with pytest.raises(FastGDError, match="step 2 failed half-way"):
+                    self.opt.step()
+                self.restore()
+            if self.opt.t == 1:
+                assert self.memory() == self.whole, f"line {k}"
+                self.opt.step()
+            assert self.memory() == self.last, f"line {k}"
+        return marked
+
 
 MAKERS = [pytest.param(m, b, id=f"{m.__name__}-{b}") for m in (novograd, two_novograds, prodigy) for b in BACKENDS]
 
@@ -696,32 +741,14 @@ MAKERS = [pytest.param(m, b, id=f"{m.__name__}-{b}") for m in (novograd, two_nov
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize(("make", "backend"), MAKERS)
 def test_ctrl_c_before_any_line_leaves_the_kept_numbers_whole(make, backend, again):
-    drill, seen, k = Drill(make, backend), set(), 0
-    assert drill.whole[1] != drill.last[1]
-    for k in drill.stopped(KeyboardInterrupt(), again):
-        now = drill.memory()
-        assert now in (drill.whole, drill.last), f"line {k}"
-        seen.add(now)
-        if now == drill.whole:
-            drill.opt.step()
-        assert drill.memory() == drill.last, f"line {k}"
-    assert k > 60 and seen == {drill.whole, drill.last}
+    drill = Drill(make, backend)
+    assert drill.whole[1] != drill.last[1]  # scalar states
+    assert drill.check_all_or_nothing(again) > 60
 
 
 @pytest.mark.parametrize(("make", "backend"), MAKERS)
 def test_an_error_before_any_line_leaves_the_kept_numbers_or_a_mark(make, backend):
-    drill, marked = Drill(make, backend), 0
-    for k in drill.stopped(MemoryError("drill")):
-        if drill.opt._begun != drill.opt.t:
-            marked += 1
-            with pytest.raises(FastGDError, match="step 2 failed half-way"):
-                drill.opt.step()
-            drill.restore()
-        if drill.opt.t == 1:
-            assert drill.memory() == drill.whole, f"line {k}"
-            drill.opt.step()
-        assert drill.memory() == drill.last, f"line {k}"
-    assert marked > 1
+    assert Drill(make, backend).check_nothing_or_a_mark() > 1
 
 
 # ---- what is said of them

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastgd
-from fastgd.kernels import Rule, sqrt, total
+from fastgd.kernels import Rule, per_segment, sqrt, total
 from fastgd.kernels.errors import RuleError
 
 
@@ -61,6 +61,24 @@ def test_starts_scalar_states_and_totals(backend):
     assert scalars == {"factor": [0.25], "seen": [2.0]}
 
 
+@staticmethod
+def measures(g, level, *, step):
+    level = level + step * g
+    return level, total(gg=g * g)
+
+
+@staticmethod
+def steps(gg, seen):
+    step = sqrt(gg) + seen
+    return step
+
+
+@staticmethod
+def each(g, level):
+    level = level + g
+    return level, per_segment(gg=g * g)
+
+
 def broken(**parts):
     """Decaying, with parts replaced."""
     return dataclass(frozen=True, kw_only=True)(type("Broken", (Decaying,), {"__annotations__": {}, **parts}))
@@ -75,8 +93,43 @@ def broken(**parts):
         (dict(prepare=lambda self, t: None), "dict of numbers"),
         (dict(init=lambda self: dict(start="q", factor=1.0, seen=0.0)), 'a number or "p"'),
         (dict(init=lambda self: dict(factor=1.0)), "combine takes `seen`"),
+        (dict(prepare=lambda self, t: dict(step=1.0), measure=measures, combine=steps), "measure has of prepare"),
+        (dict(prepare=lambda self, t, seen: dict(lr=1.0, seen=seen), measure=each), "where combine has one of each"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts, message):
     with pytest.raises(RuleError, match=message):
         fastgd.Optimizer(np.ones(3), broken(**parts)())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Rule):
+    """Its step shrinks with a number that it keeps; an array of one dimension goes to another of its class."""
+
+    lr: float = 0.1
+    keep: float = 0.5
+    fallback: Rule | None = None
+
+    def serves(self, shape):
+        return self.fallback is None or len(shape) > 1
+
+    def init(self):
+        return dict(mu=1.0)
+
+    def prepare(self, t, mu):
+        return dict(lr=self.lr * mu, mu=mu * self.keep)
+
+    @staticmethod
+    def update(p, g, *, lr):
+        p = p - lr * g
+        return p
+
+
+def test_numbers_of_a_rule_and_of_its_fallback_are_kept_apart():
+    opt = fastgd.Optimizer([{"params": [np.ones((2, 2)), np.ones(2)]}], Counting(fallback=Counting(keep=0.9)))
+    for _ in range(3):
+        opt.step([[np.ones((2, 2)), np.ones(2)]])
+    before = opt.state_dict()["scalar_state"]
+    opt.add_param_group({"params": [np.ones((3, 3))]})
+    assert before == [{"mu": [0.5**3]}, {"mu": [pytest.approx(0.9**3)]}]
+    assert opt.state_dict()["scalar_state"] == [{"mu": [0.5**3, 1.0]}, before[1]]
