@@ -129,7 +129,7 @@ def check_average(run: Any, setting: dict[str, Any]) -> None:
     ys, states = run.expect(run.grads)
     beta = setting.get("momentum", setting.get("betas", (0.9,))[0])
     run.opt.eval()
-    xs = schedule_free_x(ys, [states["z"][i] for i in range(len(ys))], beta)
+    xs = schedule_free_x(ys, [states["z"][i].reshape(y.shape) for i, y in enumerate(ys)], beta)
     assert max(map(suite.error, run.params.values(), xs)) < 1e-12
     run.opt.train()
     assert max(map(suite.error, run.params.values(), ys)) < 1e-12
