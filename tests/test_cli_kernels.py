@@ -85,6 +85,14 @@ def test_list_as_data(kernels):
 # ---- show --------------------------------------------------------------------------------------------------------
 
 
+def test_a_fallback_can_be_left_out_and_not_given(kernels, shown):
+    assert "vmax" in shown("mars", "--target", "numpy", "--option", "fallback=none", "--option", "amsgrad=true")
+    code, _, err = kernels("show", "muon", "--option", "fallback=adamw")
+    assert (
+        code == 2 and "--option fallback must be none: another rule can be given in Python only, given 'adamw'" in err
+    )
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rule_is_the_source_as_written(shown, name):
     text = shown(name)

@@ -150,6 +150,10 @@ def _value(name: str, declared: str, text: str) -> object:
         return _TRUTHS[text.lower()]
     if declared.startswith("str"):
         return text
+    if declared.startswith("Rule"):
+        raise typer.BadParameter(
+            f"--option {name} must be none: another rule can be given in Python only, given {text!r}"
+        )
     try:
         if declared.startswith("tuple"):
             return tuple(float(part) for part in text.strip("()[] ").split(","))
