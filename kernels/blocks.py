@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.language import LARGE, SMALL, Sweep, parts_of
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.squares import join, parts_of
 
 TILE = 16384
 SUM_BLOCK = 4096
@@ -87,12 +88,8 @@ def lane_sums(terms: NDArray[np.floating]) -> NDArray[np.floating]:
 def sums_of_terms(sweep: Sweep, sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Give what a sweep summed, in the last axis, by term; the two parts of a sum of squares are joined."""
     columns = dict(zip(sweep.sums, np.moveaxis(sums, -1, 0), strict=True))
-    joined = {}
-    for term in sweep.terms:
-        if term in sweep.squares:
-            small, large = (columns[part] for part in parts_of(term))
-            with np.errstate(all="ignore"):
-                joined[term] = small * SMALL**-2 + large * LARGE**-2
-        else:
-            joined[term] = columns[term]
-    return joined
+    with np.errstate(all="ignore"):
+        return {
+            term: join(*(columns[part] for part in parts_of(term))) if term in sweep.squares else columns[term]
+            for term in sweep.terms
+        }

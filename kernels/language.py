@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from fastgd.kernels.errors import RuleError
+from fastgd.kernels.squares import parts_of, two_parts
 
 Kind = Literal["element", "scalar", "constant", "condition"]
 Level = Literal["", "per_segment", "total"]
@@ -112,7 +113,7 @@ class Sweep:
     level
         Whether the sums are taken per segment or in total; empty without sums.
     squares
-        Terms that are `squared`; in the place of each, `sums` has two parts, see `parts_of`.
+        Terms that are `squared`; in the place of each, `sums` has two parts, see `fastgd.kernels.squares`.
     """
 
     name: str
@@ -143,37 +144,6 @@ class Sweep:
     def bytes_per_element(self, itemsize: int) -> int:
         """Bytes that it reads and writes for each element."""
         return itemsize * (len(self.reads) + len(self.writes))
-
-
-# A square of float32 leaves its range where the number is beyond 2^±63. A sum of `squared` is therefore gathered in two
-# parts: of numbers up to LIMIT in size, times SMALL, and of larger ones, times LARGE. No power of two rounds, 4096
-# squares of either part fit into float32, and none of a usual number is denormal, which would take ten times as long.
-LIMIT, SMALL, LARGE = 2.0**9, 2.0**48, 2.0**-71
-
-
-def parts_of(term: str) -> tuple[str, str]:
-    """Names of the two sums that a sum of squares is gathered in."""
-    return f"_small_{term}", f"_large_{term}"
-
-
-def joined(term: str) -> str:
-    """Text of a sum of squares in terms of its two parts, in float64."""
-    small, large = parts_of(term)
-    return f"{small} * {SMALL**-2!r} + {large} * {LARGE**-2!r}"
-
-
-def two_parts(term: str, root: str) -> list[tuple[str, ast.expr]]:
-    """Statements of the two parts of a term that is the square of what has the name `root`."""
-    small, large = parts_of(term)
-    scaled = {
-        small: f"0.0 if abs({root}) > {LIMIT!r} else {root} * {SMALL!r}",  # a NaN is in here
-        large: f"{root} * {LARGE!r} if abs({root}) > {LIMIT!r} else 0.0",
-    }
-    statements: list[tuple[str, ast.expr]] = []
-    for part, text in scaled.items():
-        statements.append((f"_{part}", ast.parse(text, mode="eval").body))
-        statements.append((part, ast.parse(f"_{part} * _{part}", mode="eval").body))
-    return statements
 
 
 def names_in(node: ast.AST) -> set[str]:

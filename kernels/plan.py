@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,9 +9,10 @@ from numbers import Real
 from typing import Any
 
 from fastgd.kernels.errors import RuleError
-from fastgd.kernels.language import Level, Sweep, joined, names_in, parse, parts_of
+from fastgd.kernels.language import Level, Sweep, names_in, parse
 from fastgd.kernels.matrix import MatrixRule, MatrixUpdate, parse_matrix
 from fastgd.kernels.rule import Rule, fallback_of, prepare_arguments, state_name
+from fastgd.kernels.squares import joining, parts_of
 from fastgd.kernels.tail import NAMES, REPORTED, Tail, dry_run, gradient_norm, with_tail
 
 NO_TAIL = Tail()
@@ -232,7 +232,7 @@ def _joining(combine: Sweep, measure: Sweep) -> Sweep:
     for name in combine.arrays:
         arrays += parts_of(name) if name in measure.squares else [name]
         if name in measure.squares:
-            statements.append((name, ast.parse(joined(name), mode="eval").body))
+            statements.append(joining(name))
     return replace(combine, arrays=tuple(arrays), statements=(*statements, *combine.statements))
 
 

@@ -13,7 +13,8 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fastgd.kernels.language import Sweep, parse, parts_of, squared, total, two_parts
+from fastgd.kernels.language import Sweep, parse, squared, total
+from fastgd.kernels.squares import parts_of, two_parts
 
 NAMES = frozenset({"ema", "gscale", "gmax", "ema_c"})
 """Arrays and scalars of the tail, which no rule may call its own."""

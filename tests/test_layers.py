@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; a module may import from layers below its own, and from its own.
 LAYERS = [
     ["kernels.errors"],
+    ["kernels.squares"],
     ["kernels.language", "kernels.tail", "kernels.rule", "kernels.matrix", "kernels.rules", "kernels.plan"],
     ["kernels.printers", "kernels.storage", "kernels.blocks"],
     ["kernels.cpu_cache", "kernels.cpu_threads"],
@@ -39,6 +40,7 @@ LAYERS = [
 ]
 STANDARD_ONLY = (
     "kernels.errors",
+    "kernels.squares",
     "kernels.language",
     "kernels.tail",
     "kernels.rule",
