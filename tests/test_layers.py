@@ -18,7 +18,8 @@ LAYERS = [
     ["kernels.squares"],
     ["kernels.language", "kernels.tail", "kernels.rule", "kernels.matrix", "kernels.rules", "kernels.plan"],
     ["kernels.printers", "kernels.storage", "kernels.blocks"],
-    ["kernels.cpu_cache", "kernels.cpu_threads"],
+    ["kernels.disk_cache", "kernels.driver"],
+    ["kernels.cpu_cache", "kernels.cpu_threads", "kernels.cubin"],
     ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_cupy", "kernels.reference"],
     ["kernels.matrix_sweep"],
     ["checks"],
@@ -48,6 +49,8 @@ STANDARD_ONLY = (
     "kernels.matrix",
     "kernels.plan",
     "kernels.printers",
+    "kernels.disk_cache",
+    "kernels.driver",
 )
 OWNERS = {
     "numba": {"kernels.cpu", "kernels.cpu_cache", "kernels.cpu_threads", "kernels.cpu_device", "bench.roofline"},
