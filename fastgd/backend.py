@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.kernels.blocks import Where
-from fastgd.kernels.errors import BackendUnavailable, HyperparameterError
+from fastgd.kernels.driver import find as find_driver
+from fastgd.kernels.errors import ADD_CUPY, BackendUnavailable, HyperparameterError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import Plan
 
 Backend = Literal["numpy", "numba", "numba-cuda", "cupy"]
 _NAMES: tuple[Backend, ...] = ("numpy", "numba", "numba-cuda", "cupy")
+_CUPY = {"cupy-cuda13x": 13, "cupy-cuda12x": 12}  # distributions of CuPy, and the CUDA they are built for
 
 
 class Status(NamedTuple):
@@ -80,16 +82,58 @@ def backends() -> dict[str, Status]:
 def _status(name: Backend) -> Status:
     if name in ("numpy", "numba"):
         return Status(True, "", "", metadata.version(name))
-    library, module, distribution = {
-        "numba-cuda": ("numba-cuda", "numba_cuda", "numba-cuda"),
-        "cupy": ("CuPy", "cupy", "cupy-cuda13x"),
-    }[name]
-    installed = util.find_spec(module) is not None
-    reason = f"fastgd {metadata.version('fastgd')} has no kernels for {library} yet"
+    if name == "cupy":
+        version = next(filter(None, map(_version, (*_CUPY, "cupy"))), None)
+        refusal = cupy_refusal()
+        return Status(True, "", "", version) if refusal is None else Status(False, *refusal, version)
+    installed = util.find_spec("numba_cuda") is not None
+    reason = f"fastgd {metadata.version('fastgd')} has no kernels for numba-cuda yet"
     if not installed:
-        reason += f", and {library} is not installed"
+        reason += ", and numba-cuda is not installed"
     remedy = "wait for a release that has them; until then move the arrays to NumPy, which backend='numba' serves"
-    return Status(False, reason, remedy, _version(distribution) if installed else None)
+    return Status(False, reason, remedy, _version("numba-cuda") if installed else None)
+
+
+def cupy_refusal() -> tuple[str, str] | None:
+    """Tell why arrays of CuPy cannot be served here.
+
+    CuPy is not imported for that, and where it is installed the driver is started: children that are forked from now on
+    cannot use it.
+
+    Returns
+    -------
+    tuple of str or None
+        The reason and the remedy; None where they can be served.
+    """
+    if util.find_spec("cupy") is None:
+        return "CuPy is not installed", ADD_CUPY
+    bindings = _version("cuda-bindings")
+    if bindings is None:
+        return "NVIDIA's bindings to its compiler, cuda-bindings, are not installed", ADD_CUPY
+    driver, reason = find_driver()
+    if driver is None:
+        return reason, "run on a machine with an NVIDIA GPU and its driver; backend='numba' serves NumPy arrays here"
+    name = next((name for name in _CUPY if _version(name)), "cupy")
+    cuda = _CUPY.get(name) or int(bindings.partition(".")[0])
+    if driver.version[0] < cuda:
+        return (
+            f"the driver serves CUDA {driver.version[0]}.{driver.version[1]}, and the CuPy installed needs CUDA {cuda}",
+            f'update the driver, or pip uninstall {name} and pip install "fastgd[cupy12]"',
+        )
+    if not driver.devices:
+        return (
+            "the driver has no GPU to offer",
+            "unset CUDA_VISIBLE_DEVICES if it hides them; in a container or a batch job, ask for a GPU",
+        )
+    oldest = (7, 5) if cuda >= 13 else (7, 0)
+    if max(device.capability for device in driver.devices) < oldest:
+        found = ", ".join(f"{d.name} has {d.capability[0]}.{d.capability[1]}" for d in driver.devices)
+        older = 'pip install "fastgd[cupy12]" serves from 7.0 on, else ' if cuda >= 13 else ""
+        return (
+            f"CUDA {cuda} needs compute capability {oldest[0]}.{oldest[1]}, and {found}",
+            f"{older}use a newer GPU; backend='numba' serves NumPy arrays here",
+        )
+    return None
 
 
 def _version(distribution: str) -> str | None:

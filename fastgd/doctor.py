@@ -329,7 +329,7 @@ def judge_denormals(here: list[str], kept: bool, flushed: bool, threads: int) ->
 
 
 def _cache() -> Finding:
-    from fastgd.kernels.cpu_cache import status
+    from fastgd.kernels.disk_cache import status
 
     folder, reason = status()
     if folder is None:

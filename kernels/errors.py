@@ -1,5 +1,8 @@
 """Every error fastgd raises on purpose; each derives also from the builtin a caller would catch."""
 
+ADD_CUPY = 'pip install "fastgd[cupy13]", or "fastgd[cupy12]" where the driver is one of CUDA 12'
+"""What adds CuPy and the compiler of its kernels, for errors to name."""
+
 
 class FastGDError(Exception):
     """Base of all fastgd errors."""

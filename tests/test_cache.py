@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from fastgd.kernels import cpu_cache
+from fastgd.kernels import disk_cache
 
 RUN = """
 import json, logging, sys
 import numpy as np, fastgd
-from fastgd.kernels import cpu_cache
+from fastgd.kernels import cpu_cache, disk_cache
 from fastgd.kernels.rules import RULES
 
 class Notes(logging.Handler):
@@ -40,7 +40,7 @@ for name in sys.argv[2:]:
         ours.step(g)
         reference.step(g)
     assert np.array_equal(p, q), name
-folder, reason = cpu_cache.status()
+folder, reason = disk_cache.status()
 print(json.dumps(dict(compiled=compiled, notes=notes, folder=folder and str(folder), reason=reason)))
 """
 
@@ -105,7 +105,7 @@ def test_the_folder_is_private_and_named_by_the_environment(tmp_path, monkeypatc
     ]
     for name, value, expected in ways:  # each goes before those above it
         monkeypatch.setenv(name, str(value))
-        assert cpu_cache.status() == (expected, "")
+        assert disk_cache.status() == (expected, "")
         assert expected.stat().st_mode & 0o777 == 0o700
 
 
@@ -190,7 +190,7 @@ def test_the_drill_bites(planted):
 
 def refusal(monkeypatch, folder):
     monkeypatch.setenv("FASTGD_CACHE", str(folder))
-    found, reason = cpu_cache.status()
+    found, reason = disk_cache.status()
     assert found is None
     return reason
 
@@ -206,7 +206,7 @@ def test_a_folder_that_others_may_write_is_not_read(planted, monkeypatch):
     folder.parent.chmod(0o777)
     assert "anybody may replace it" in refusal(monkeypatch, folder)
     folder.parent.chmod(0o1777)  # as /tmp is
-    assert cpu_cache.status() == (folder, "")
+    assert disk_cache.status() == (folder, "")
 
 
 def test_a_link_is_not_followed(cache, monkeypatch):

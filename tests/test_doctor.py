@@ -18,7 +18,7 @@ pytest.importorskip("rich")
 from fastgd import doctor
 from fastgd.cli import main
 from fastgd.doctor import ENDLESS, SLOW_MATMUL, SPINNING, Finding
-from fastgd.kernels import cpu_cache, cpu_threads
+from fastgd.kernels import cpu_cache, cpu_threads, disk_cache
 
 NAMES = [
     "python",
@@ -77,7 +77,7 @@ def test_facts_are_those_of_the_machine(healthy):
     assert healthy["backend cupy"].status == "note"
     assert healthy["threads"].value.startswith(f"{cpu_threads.available_threads()} of {os.cpu_count()} CPUs")
     assert re.match(r"(tbb|omp|workqueue): ", healthy["threading layer"].value)
-    folder, _ = cpu_cache.status()
+    folder, _ = disk_cache.status()
     assert folder is None or healthy["cache"].value.startswith(f"{folder}: ")
     assert cpu_cache.machine()[4] in healthy["SIMD"].value
     if cpu_threads.available_threads() > 1:

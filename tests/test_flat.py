@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -85,11 +87,10 @@ def test_backends_say_what_is_missing():
     known = fastgd.backends()
     assert list(known) == ["numpy", "numba", "numba-cuda", "cupy"]
     assert known["numba"].available
-    for name in ("numba-cuda", "cupy"):
-        assert not known[name].available
+    for name in [name for name in known if not known[name].available]:
         assert known[name].reason
         assert known[name].remedy
-        with pytest.raises(BackendUnavailable, match="no kernels for"):
+        with pytest.raises(BackendUnavailable, match=f"'{name}': {re.escape(known[name].reason)}"):
             fastgd.FlatParams({"w": 3}, backend=name)
     with pytest.raises(BackendUnavailable, match="'tpu'"):
         fastgd.SGD(np.ones(3), backend="tpu")

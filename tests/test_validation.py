@@ -254,7 +254,7 @@ CALLS = [
     (lambda: fastgd.Adam(OWN, backend="torch"), BackendUnavailable, "one of .*'numba'.*given 'torch'"),
     (lambda: fastgd.Adam(OWN, backend=None), BackendUnavailable, "given None"),
     (lambda: fastgd.Adam(OWN, backend=["numba"]), BackendUnavailable, "given \\['numba'\\]"),
-    (lambda: fastgd.Adam(OWN, backend="cupy"), BackendUnavailable, "'cupy': .*CuPy.*; "),
+    (lambda: fastgd.Adam(OWN, backend="cupy"), BackendUnavailable, "'cupy': .*; "),
     (lambda: fastgd.Adam(OWN, backend="numba-cuda"), BackendUnavailable, "'numba-cuda': .*; "),
     (lambda: fastgd.Optimizer(OWN, "adam"), HyperparameterError, "must be a Rule.*given 'adam'"),
     (lambda: fastgd.Optimizer(OWN, fastgd.Adam), HyperparameterError, "must be a Rule"),
