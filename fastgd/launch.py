@@ -270,9 +270,10 @@ class Launch:
             self.sweeps[0].run()
             self._between.combine()
         self._last.run()
-        self._keep()
+        self.keep()
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Take the new scalar states: the step is done."""
         if self._between is not None:
             self._between.keep()
         if self._next:
@@ -287,7 +288,7 @@ class Launch:
                     self.sweeps[0].resume()
                 self._between.combine()
             self._last.resume()
-        self._keep()
+        self.keep()
 
     def ran(self, runs: int) -> bool:
         """Whether all sweeps have run so often."""
