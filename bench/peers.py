@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.bench.cases import Case
-from fastgd.flat import FlatParams, aligned_zeros
+from fastgd.flat import FlatParams
+from fastgd.memory import zeros
 from fastgd.optimizer import Optimizer
 
 Array = NDArray[Any]
@@ -182,7 +183,7 @@ def _torch_parameters(
 
 def _own(tensors: list[Array]) -> list[Array]:
     """Copy each into memory of its own, aligned as torch aligns: one array cut up is what nobody trains."""
-    made = [aligned_zeros(a.size, a.dtype) for a in tensors]
+    made = [zeros(a.size, a.dtype) for a in tensors]
     for own, a in zip(made, tensors, strict=True):
         np.copyto(own, a)
     return made

@@ -13,9 +13,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.flat import aligned_zeros
 from fastgd.kernels.cpu import CROSSOVER
 from fastgd.kernels.cpu_threads import layer
+from fastgd.memory import zeros
 
 _BLOCK = 16384
 
@@ -68,7 +68,7 @@ def arrays(p: NDArray[Any], g: NDArray[Any], changed: int, read: int) -> tuple[l
     Aligned, unlike NumPy's own: at 1 M elements that makes the sweep faster by a third, and the roof is the limit of
     the machine.
     """
-    made = [aligned_zeros(p.size, p.dtype) for _ in range(changed + read)]
+    made = [zeros(p.size, p.dtype) for _ in range(changed + read)]
     np.copyto(made[0], p)
     for own in made[changed:] or made[-1:]:
         np.copyto(own, g)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fastgd.backend import SweepOnArrays
-from fastgd.flat import aligned_zeros
+from fastgd.backend import Maker, SweepOnArrays
 from fastgd.kernels.tail import accumulation
+from fastgd.memory import copy_into, to_host, zeros
 from fastgd.targets import Arrays, Targets
 
 
@@ -21,7 +21,7 @@ class Accumulator:
     targets
         The parameters that the gradients mirror.
     make
-        Constructor of a sweep on the backend.
+        Makes sweeps on the backend.
     zero_grad
         Whether each gradient is set to zero once it is added.
 
@@ -33,8 +33,8 @@ class Accumulator:
         The sum, flat as a state is.
     """
 
-    def __init__(self, targets: Targets, make: Callable[..., SweepOnArrays], zero_grad: bool) -> None:
-        flat = aligned_zeros(targets.extent, targets.dtype)
+    def __init__(self, targets: Targets, make: Maker, zero_grad: bool) -> None:
+        flat = zeros(targets.extent, targets.dtype, gpu=targets.gpu)
         self.step = 0
         self.sum = Arrays([flat], targets.flat)
         self._factor = np.zeros((1, 1), targets.dtype)
@@ -83,12 +83,12 @@ class Accumulator:
 
     def save(self) -> dict[str, Any]:
         """Copy the sum and the number of its gradients."""
-        return {"count": self.count, "sum": self.sum.arrays[0].copy()}
+        return {"count": self.count, "sum": to_host(self.sum.arrays[0])}
 
     def restore(self, saved: Mapping[str, Any] | None, step: int) -> None:
         """Take over what `save` gave, for `step`; None drops what there is."""
         self.step = 0
         if saved is not None:
-            self.sum.arrays[0][:] = saved["sum"]
+            copy_into(self.sum.arrays[0], saved["sum"])
             self._added_before = self._add.runs + 1 - saved["count"]
             self.step = step

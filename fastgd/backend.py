@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata, util
 from typing import Any, Literal, NamedTuple, Protocol
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.driver import find as find_driver
-from fastgd.kernels.errors import ADD_CUPY, ArrayError, BackendUnavailable, HyperparameterError
+from fastgd.kernels.errors import ADD_CUPY, BackendUnavailable, HyperparameterError
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.plan import Plan
 
 Backend = Literal["numpy", "numba", "numba-cuda", "cupy"]
 _NAMES: tuple[Backend, ...] = ("numpy", "numba", "numba-cuda", "cupy")
@@ -28,6 +31,21 @@ class Status(NamedTuple):
     version: str | None
 
 
+class Between(Protocol):
+    """What is computed between two sweeps; see `fastgd.kernels.between.HostBetween`."""
+
+    # D102: the docstrings are those of HostBetween
+
+    prepared: tuple[str, ...]
+    states: MutableMapping[str, NDArray[np.float64]]
+
+    def put(self, index: int, values: Mapping[str, float]) -> None: ...  # noqa: D102
+    def begin(self) -> None: ...  # noqa: D102
+    def combine(self) -> None: ...  # noqa: D102
+    def keep(self) -> None: ...  # noqa: D102
+    def share(self, other: Any) -> None: ...  # noqa: D102
+
+
 class SweepOnArrays(Protocol):
     """One sweep of a rule over all segments, as every backend offers it; see `fastgd.kernels.cpu.CpuSweep`."""
 
@@ -36,7 +54,7 @@ class SweepOnArrays(Protocol):
     runs: int
     run: Callable[[], None]
 
-    def bind(self, name: str, arrays: list[NDArray[Any]], where: Where) -> None: ...  # noqa: D102
+    def bind(self, name: str, arrays: list[Any], where: Where) -> None: ...  # noqa: D102
     def prepare(self) -> None: ...  # noqa: D102
     def resume(self) -> None: ...  # noqa: D102
     def sums(self) -> NDArray[np.float64]: ...  # noqa: D102
@@ -125,8 +143,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def resolve(name: str) -> Literal["numpy", "numba"]:
-    """Turn the name a user gave into a backend that serves NumPy arrays.
+def resolve(name: str, *, gpu: bool = False) -> Backend:
+    """Turn the name a user gave into a backend that serves arrays of the host, or of a GPU.
 
     Raises
     ------
@@ -134,82 +152,125 @@ def resolve(name: str) -> Literal["numpy", "numba"]:
         If the name is unknown, or the backend cannot serve; with the reason and the remedy.
     """
     if name == "auto":
-        return "numba"
+        name = "cupy" if gpu else "numba"
     if name not in _NAMES:
         raise BackendUnavailable(f"backend must be 'auto' or one of {', '.join(map(repr, _NAMES))}, given {name!r}")
-    status = _status(name)
-    if not status.available:
-        raise BackendUnavailable(f"backend {name!r}: {status.reason}; {status.remedy}")
+    refuse_missing(name)
     return name  # type: ignore[return-value]
 
 
-def sweep_maker(backend: Literal["numpy", "numba"], threads: int | None) -> Callable[..., SweepOnArrays]:
-    """Give the constructor of sweeps on a backend; its library is loaded here and not before.
+def refuse_missing(name: str) -> None:
+    """Refuse a backend that cannot serve here.
+
+    Raises
+    ------
+    BackendUnavailable
+        With the reason and the remedy.
+    """
+    if name in ("numpy", "numba") or name in _SERVING:
+        return
+    status = _status(name)  # type: ignore[arg-type]  # checked by the caller
+    if not status.available:
+        raise BackendUnavailable(f"backend {name!r}: {status.reason}; {status.remedy}")
+    _SERVING.add(name)
+
+
+_SERVING: set[str] = set()
+"""Backends that have been found to serve; a driver does not go away."""
+
+
+class Maker(Protocol):
+    """Makes what a step runs on a backend."""
+
+    def __call__(
+        self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
+    ) -> SweepOnArrays:
+        """Make a sweep."""
+
+    def between(
+        self,
+        plan: Plan,
+        groups: int,
+        group_of: NDArray[np.int64],
+        summed: NDArray[np.float64],
+        starts: dict[str, NDArray[np.float64]],
+        sweeps: Sequence[Any],
+        rows: Sequence[NDArray[Any]],
+        label: str,
+    ) -> Between:
+        """Make what is computed between two sweeps; see `fastgd.kernels.between.HostBetween`."""
+
+    def matrix(self, title: str) -> None:
+        """Refuse a matrix rule where it is not served.
+
+        Raises
+        ------
+        HyperparameterError
+            That names the rule.
+        """
+
+    def clip(self, sweep: Any, function: Sweep, dtype: np.dtype[Any]) -> Any:
+        """Make the clip of a gradient whose norm the host never sees; None where it sees it."""
+
+
+@dataclass(frozen=True)
+class HostMaker:
+    """Makes sweeps over arrays of the host.
+
+    Attributes
+    ----------
+    sweep
+        Constructor of a sweep.
+    """
+
+    sweep: Callable[..., SweepOnArrays]
+
+    def __call__(self, *arguments: Any) -> SweepOnArrays:  # noqa: D102  # as of Maker
+        return self.sweep(*arguments)
+
+    def between(  # noqa: D102  # as of Maker
+        self,
+        plan: Plan,
+        groups: int,
+        group_of: NDArray[np.int64],
+        summed: NDArray[np.float64],
+        starts: dict[str, NDArray[np.float64]],
+        sweeps: Sequence[Any],
+        rows: Sequence[NDArray[Any]],
+        label: str,
+    ) -> Between:
+        from fastgd.kernels.between import HostBetween
+
+        return HostBetween(plan, groups, group_of, summed, starts, sweeps[0], rows)
+
+    def matrix(self, title: str) -> None:  # noqa: D102  # as of Maker
+        pass
+
+    def clip(self, sweep: Any, function: Sweep, dtype: np.dtype[Any]) -> Any:  # noqa: D102  # as of Maker
+        return None
+
+
+def maker(backend: Backend, threads: int | None) -> Maker:
+    """Give what makes sweeps on a backend; its library is loaded here and not before.
 
     Raises
     ------
     HyperparameterError
         If the backend does not have that many threads.
     """
+    if backend != "numba" and threads not in (None, 1):
+        raise HyperparameterError(f"threads must be None or 1 with backend {backend!r}, given {threads!r}")
     if backend == "numpy":
         from fastgd.kernels.reference import NumpySweep
 
-        if threads not in (None, 1):
-            raise HyperparameterError(f"threads must be None or 1 with backend 'numpy', given {threads!r}")
-        return NumpySweep
+        return HostMaker(NumpySweep)
+    if backend == "cupy":
+        from fastgd.kernels.cuda_cupy import CupyMaker
+
+        return CupyMaker()
     from fastgd.kernels.cpu import CpuSweep
     from fastgd.kernels.cpu_threads import available_threads, config
 
     if config.DISABLE_JIT:
         raise BackendUnavailable("backend 'numba': NUMBA_DISABLE_JIT switches its compiler off; unset it")
-    return partial(CpuSweep, threads=available_threads(threads))
-
-
-def as_array(value: object, what: str, *, writeable: bool = True) -> NDArray[Any]:
-    """Take an array as it lies in memory: an ndarray, or what exports its CPU memory through DLPack.
-
-    Parameters
-    ----------
-    value
-        The array.
-    what
-        What it is, for the message of an error.
-    writeable
-        Whether it is going to be written.
-
-    Raises
-    ------
-    ArrayError
-        If it is no array on the CPU, or a kernel could not use it in place: dtype other than float32 and float64, not
-        C-contiguous, not aligned, foreign byte order, read-only, masked.
-    """
-    array = _foreign(value, what) if not isinstance(value, np.ndarray) else value
-    if type(array) not in (np.ndarray, np.memmap):
-        raise ArrayError(f"{what} must be a plain ndarray, given {type(array).__name__}: pass np.asarray(x)")
-    if array.dtype.char not in "fd" or not array.dtype.isnative:
-        raise ArrayError(f"{what} must be float32 or float64 in native byte order, given dtype {array.dtype.str}")
-    flags = array.flags
-    if not flags.c_contiguous:
-        raise ArrayError(
-            f"{what} must be C-contiguous, given shape {array.shape} with strides {array.strides}: "
-            "it is updated in place, so pass np.ascontiguousarray(x) and keep that"
-        )
-    if not flags.aligned:
-        raise ArrayError(f"{what} must be aligned to its {array.itemsize} byte elements, given a shifted view")
-    if writeable and not flags.writeable:
-        raise ArrayError(f"{what} must be writeable, given a read-only array")
-    return array
-
-
-def _foreign(value: object, what: str) -> NDArray[Any]:
-    if hasattr(value, "__cuda_array_interface__"):
-        _, reason, _, _ = _status("cupy")
-        raise ArrayError(f"{what} lies on a GPU, given {type(value).__name__}: {reason}")
-    if not hasattr(value, "__dlpack__"):
-        raise ArrayError(f"{what} must be an array, given {type(value).__name__}")
-    try:
-        return np.from_dlpack(value, copy=False)
-    except (RuntimeError, BufferError, TypeError, ValueError) as error:
-        raise ArrayError(
-            f"{what} cannot be shared with NumPy, given {type(value).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+    return HostMaker(partial(CpuSweep, threads=available_threads(threads)))

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastgd.backend import as_array, resolve
+from fastgd.backend import resolve
 from fastgd.kernels.errors import ArrayError
-
-ALIGNMENT = 64
-"""Bytes to which a block is aligned, and elements to which a segment's start is."""
+from fastgd.memory import ALIGNMENT, as_array, copy_into, is_own, on_gpu, to_host, zeros
 
 
 class Segment(NamedTuple):
@@ -40,13 +38,6 @@ def extent(segments: Sequence[Segment]) -> int:
     return segments[-1].offset + segments[-1].size if segments else 0
 
 
-def aligned_zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """1-D array of zeros that starts at a multiple of 64 bytes."""
-    raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size * dtype.itemsize].view(dtype)
-
-
 class Block(Mapping[str, NDArray[Any]]):
     """Named views of one block of memory; a Mapping.
 
@@ -55,14 +46,14 @@ class Block(Mapping[str, NDArray[Any]]):
     Attributes
     ----------
     flat : ndarray
-        The block, 1-D. Between segments lies padding, which stays zero.
+        The block, 1-D, NumPy's or CuPy's. Between segments lies padding, which stays zero.
     segments : tuple of Segment
         Name, offset, size and shape of each array.
     """
 
-    def __init__(self, segments: tuple[Segment, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, segments: tuple[Segment, ...], dtype: np.dtype[Any], *, gpu: bool = False) -> None:
         self._segments = segments
-        self._flat = aligned_zeros(extent(segments), dtype)
+        self._flat = zeros(extent(segments), dtype, gpu=gpu)
         self._views = {s.name: self._flat[s.offset : s.offset + s.size].reshape(s.shape) for s in segments}
 
     @property
@@ -78,7 +69,8 @@ class Block(Mapping[str, NDArray[Any]]):
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
-        return self._flat.dtype
+        dtype: np.dtype[Any] = self._flat.dtype
+        return dtype
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Give the view of an array."""
@@ -88,12 +80,12 @@ class Block(Mapping[str, NDArray[Any]]):
         """Copy an array of the same shape, or a number, into its place."""
         if name not in self._views:
             raise ArrayError(f"there is no array {name!r} here; there are {', '.join(map(repr, self._views))}")
-        given = np.asarray(value)
+        given: Any = value if on_gpu(value) else np.asarray(value)
         if given.shape not in ((), self._views[name].shape):
             raise ArrayError(f"{name!r} has shape {self._views[name].shape}, given {given.shape}")
         if given.dtype.kind not in "fiu":
             raise ArrayError(f"{name!r} takes real numbers, given dtype {given.dtype}")
-        self._views[name][...] = given
+        copy_into(self._views[name], given)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
@@ -102,11 +94,11 @@ class Block(Mapping[str, NDArray[Any]]):
         return len(self._views)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Block:
-        return _block(self._segments, self.dtype.name, self._flat)
+        return _block(self._segments, self.dtype.name, self._flat, on_gpu(self._flat))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # by the block: the views, pickled one by one, would come back as arrays of their own
-        return _block, (self._segments, self.dtype.name, self._flat.copy())
+        return _block, (self._segments, self.dtype.name, to_host(self._flat), on_gpu(self._flat))
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -131,7 +123,8 @@ class FlatParams(Block):
     dtype : dtype, optional
         ``float32`` or ``float64``. By default the common dtype of the arrays, and float32 for shapes alone.
     backend : str
-        Where the memory lies: ``"auto"``, ``"numpy"`` or ``"numba"``, all of which are the host's.
+        Where the memory lies: ``"numpy"`` and ``"numba"``: the host's; ``"cupy"``: the current GPU's; ``"auto"``: where
+        the arrays given lie, for shapes alone the host's.
 
     Attributes
     ----------
@@ -144,6 +137,8 @@ class FlatParams(Block):
         For arrays of mixed or other dtypes without `dtype`, and for what is neither array nor shape.
     BackendUnavailable
         For a backend that cannot serve here.
+    MemoryError
+        If it does not fit.
 
     Examples
     --------
@@ -161,15 +156,16 @@ class FlatParams(Block):
         dtype: DTypeLike | None = None,
         backend: str = "auto",
     ) -> None:
-        self.backend = resolve(backend)
         if not isinstance(arrays, Mapping):
             raise ArrayError(f"FlatParams takes a mapping of names to arrays or shapes, given {type(arrays).__name__}")
+        self.backend = resolve(backend, gpu=any(map(on_gpu, arrays.values())))
         given = {name: _array_or_shape(name, value) for name, value in arrays.items()}
-        values = {name: v for name, v in given.items() if isinstance(v, np.ndarray)}
+        values = {name: v for name, v in given.items() if not isinstance(v, tuple)}
         common = _dtype(dtype, values)
-        shapes = {name: v.shape if isinstance(v, np.ndarray) else v for name, v in given.items()}
-        super().__init__(lay_out(shapes), common)
-        self._grad = Block(self._segments, common)
+        shapes = {name: v if isinstance(v, tuple) else v.shape for name, v in given.items()}
+        gpu = self.backend == "cupy"
+        super().__init__(lay_out(shapes), common, gpu=gpu)
+        self._grad = Block(self._segments, common, gpu=gpu)
         for name, value in values.items():
             self[name] = value
 
@@ -179,10 +175,11 @@ class FlatParams(Block):
         return self._grad
 
     def to(self, backend: str) -> FlatParams:
-        """Copy parameters and gradients to the memory of another backend."""
-        moved = FlatParams({s.name: s.shape for s in self._segments}, self.dtype, backend)
-        moved.flat[:] = self.flat
-        moved.grad.flat[:] = self.grad.flat
+        """Copy parameters and gradients to the memory of another backend; of ``"auto"`` to where they are."""
+        shapes = {s.name: s.shape for s in self._segments}
+        moved = FlatParams(shapes, self.dtype, self.backend if backend == "auto" else backend)
+        copy_into(moved.flat, self.flat)
+        copy_into(moved.grad.flat, self.grad.flat)
         return moved
 
     def copy(self) -> FlatParams:
@@ -194,12 +191,12 @@ class FlatParams(Block):
 
     def __reduce__(self) -> tuple[Any, ...]:
         shapes = {s.name: s.shape for s in self._segments}
-        return _restore, (shapes, self.dtype.name, self.backend, self.flat.copy(), self.grad.flat.copy())
+        return _restore, (shapes, self.dtype.name, self.backend, to_host(self.flat), to_host(self.grad.flat))
 
 
-def _block(segments: tuple[Segment, ...], dtype: str, flat: NDArray[Any]) -> Block:
-    block = Block(segments, np.dtype(dtype))
-    block.flat[:] = flat
+def _block(segments: tuple[Segment, ...], dtype: str, flat: Any, gpu: bool) -> Block:
+    block = Block(segments, np.dtype(dtype), gpu=gpu)
+    copy_into(block.flat, flat)
     return block
 
 
@@ -207,12 +204,12 @@ def _restore(
     shapes: dict[str, tuple[int, ...]], dtype: str, backend: str, flat: NDArray[Any], grad: NDArray[Any]
 ) -> FlatParams:
     params = FlatParams(shapes, dtype, backend)
-    params.flat[:] = flat
-    params.grad.flat[:] = grad
+    copy_into(params.flat, flat)
+    copy_into(params.grad.flat, grad)
     return params
 
 
-def _array_or_shape(name: str, value: object) -> NDArray[Any] | tuple[int, ...]:
+def _array_or_shape(name: str, value: Any) -> Any:
     if not isinstance(name, str):
         raise ArrayError(f"FlatParams takes names that are str, given {name!r}")
     if isinstance(value, bool):
@@ -222,8 +219,8 @@ def _array_or_shape(name: str, value: object) -> NDArray[Any] | tuple[int, ...]:
         if any(n < 0 for n in shape):
             raise ArrayError(f"{name!r} must have a shape of whole numbers from 0, given {value!r}")
         return shape
-    if not isinstance(value, np.ndarray):
-        if isinstance(value, np.generic) or not hasattr(value, "__dlpack__"):
+    if not is_own(value):
+        if isinstance(value, np.generic) or not (hasattr(value, "__dlpack__") or on_gpu(value)):
             try:
                 value = np.asarray(value)
             except ValueError as error:
@@ -235,7 +232,7 @@ def _array_or_shape(name: str, value: object) -> NDArray[Any] | tuple[int, ...]:
     return value
 
 
-def _dtype(dtype: DTypeLike | None, arrays: Mapping[str, NDArray[Any]]) -> np.dtype[Any]:
+def _dtype(dtype: DTypeLike | None, arrays: Mapping[str, Any]) -> np.dtype[Any]:
     if dtype is not None:
         try:
             asked = np.dtype(dtype)

@@ -3,68 +3,71 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
-from fastgd.backend import SweepOnArrays
-from fastgd.kernels.blocks import sums_of_terms
+from fastgd.backend import Maker
 from fastgd.kernels.errors import NonFiniteError
-from fastgd.kernels.language import Sweep
-from fastgd.kernels.tail import gradient_norm, nonfinite_count
+from fastgd.kernels.reference import compile_text
+from fastgd.kernels.tail import clip_factor, gradient_norm, nonfinite_count
+from fastgd.memory import to_host
 from fastgd.targets import Arrays, Targets
-
-
-class _Total:
-    """One term of the gradient times a factor, summed over all segments."""
-
-    def __init__(self, sweep: Sweep, label: str, targets: Targets, make: Callable[..., SweepOnArrays]) -> None:
-        sizes = [s.size for s in targets.segments]
-        self._sweep = sweep
-        self._factor = np.zeros((1, 1), targets.dtype)
-        self._runner = make(sweep, sizes, [0] * len(sizes), self._factor, label)
-
-    def bind(self, gradients: Arrays) -> None:
-        self._runner.bind("g", *gradients)
-
-    def __call__(self, factor: float) -> float:
-        self._factor[0, 0] = factor
-        self._runner.run()
-        (total,) = sums_of_terms(self._sweep, self._runner.total()).values()
-        return float(total)
 
 
 class GradientCheck:
     """Norm, check and clip of the gradient, in one read of it.
+
+    Where the host need not know what comes of it, and the gradient lies on a GPU, it stays there: see `clips_unseen`.
 
     Parameters
     ----------
     targets
         The parameters that the gradients mirror.
     make
-        Constructor of a sweep on the backend.
+        Makes sweeps on the backend.
     max_norm
         Global norm that is clipped to, or None.
     on_nonfinite
         ``"propagate"``, ``"skip"`` or ``"raise"``.
     """
 
-    def __init__(
-        self, targets: Targets, make: Callable[..., SweepOnArrays], max_norm: float | None, on_nonfinite: str
-    ) -> None:
+    def __init__(self, targets: Targets, make: Maker, max_norm: float | None, on_nonfinite: str) -> None:
         self._targets = targets
         self._max_norm = max_norm
         self._on_nonfinite = on_nonfinite
-        self._squares = _Total(gradient_norm(), "gradient_norm", targets, make)
-        self._nonfinite = _Total(nonfinite_count(), "nonfinite_count", targets, make)
+        self._largest = float(np.finfo(targets.dtype).max)
+        wide = targets.dtype == np.float64
+        sizes = [s.size for s in targets.segments]
+        self._factor = np.ones((1, 1), targets.dtype)
+        self._squares = make(gradient_norm(wide=wide), sizes, [0] * len(sizes), np.ones_like(self._factor), "gradient")
+        self._nonfinite = make(nonfinite_count(), sizes, [0] * len(sizes), self._factor, "nonfinite_count")
+        function = clip_factor(wide=wide)
+        self._clip = compile_text(function, np.dtype(np.float64))
+        self._unseen = make.clip(self._squares, function, targets.dtype) if on_nonfinite == "propagate" else None
         self._gradients: Arrays | None = None
-        self.norm: float | None = None
+        self._norm: float | None = None
+        self._norm_is_unseen = False
+
+    @property
+    def clips_unseen(self) -> bool:
+        """Whether the norm and the clip are computed where the gradient lies, and nobody waits for them."""
+        return self._unseen is not None
+
+    @property
+    def norm(self) -> float | None:
+        """Norm of the last step."""
+        return self._unseen.norm() if self._norm_is_unseen else self._norm
+
+    @norm.setter
+    def norm(self, value: float | None) -> None:
+        self._norm, self._norm_is_unseen = value, False
 
     def bind(self, gradients: Arrays) -> None:
         """Take the gradients."""
         self._gradients = gradients
-        self._squares.bind(gradients)
-        self._nonfinite.bind(gradients)
+        self._squares.bind("g", *gradients)
+        self._nonfinite.bind("g", *gradients)
 
     def measure(self, factor: float) -> float | None:
         """Find what the gradient is multiplied by: `factor`, clipped; None where the step is to be skipped.
@@ -74,43 +77,55 @@ class GradientCheck:
         NonFiniteError
             For NaN or infinity in the gradient times `factor`, where that is wanted.
         """
-        norm, finite = self._look(factor)
-        if not finite and self._on_nonfinite == "raise":
-            raise NonFiniteError(self._first_nonfinite(factor))
-        self.norm = norm
-        if not finite and self._on_nonfinite == "skip":
+        norm, clipped = self._look(factor)
+        if self._on_nonfinite != "propagate" and not self._is_finite(norm, factor):
+            if self._on_nonfinite == "raise":
+                raise NonFiniteError(self._first_nonfinite(factor))
+            self.norm = norm
             return None
-        return self._clip(factor, norm)
+        self.norm = norm
+        return clipped
+
+    def prepare_unseen(self, factor: float, cells: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Have all ready for `clip_unseen`: where the factor goes, in the parameters' dtype and in float64."""
+        assert self._unseen is not None
+        self._unseen.aim(*cells)
+        self._unseen.upload(factor=factor, max_norm=self._max_norm)
+
+    def clip_unseen(self) -> None:
+        """Compute the norm, and put the clipped factor in its place."""
+        assert self._unseen is not None
+        self._unseen.run()
+        self._norm_is_unseen = True
 
     def clipped(self, factor: float) -> float:
         """`factor`, clipped, of a step that is only looked at: nothing is raised and no norm is kept."""
-        return self._clip(factor, self._look(factor)[0])
+        return self._look(factor)[1]
 
-    def _clip(self, factor: float, norm: float) -> float:
-        if self._max_norm is None:
-            return factor
-        clip = self._max_norm / (norm + 1e-6)
-        return factor * (1.0 if clip > 1.0 else clip)  # a NaN stays
+    def _look(self, factor: float) -> tuple[float, float]:
+        """Norm of the gradient times `factor`, and `factor`, clipped."""
+        self._squares.run()
+        with np.errstate(all="ignore"):
+            norm, clipped = self._clip(*self._squares.total(), factor, self._max_norm or math.inf)
+        return float(norm), factor if self._max_norm is None else float(clipped)
 
-    def _look(self, factor: float) -> tuple[float, bool]:
-        """Norm of the gradient times `factor`, and whether every element is finite."""
-        norm = math.sqrt(self._squares(factor))
-        if math.isfinite(norm):
-            return norm, True
+    def _is_finite(self, norm: float, factor: float) -> bool:
+        if norm <= self._largest:
+            return True
         # What is clipped may pass float32's range in between; what is not is an overflow.
-        if self._nonfinite(factor if self._max_norm is None else 1.0):
-            return norm, False
-        shift = 1.0 if self._targets.dtype == np.float32 else 2.0**600  # finite, and squares of float64 overflow
-        return math.sqrt(self._squares(1 / shift)) * shift * abs(factor), True
+        self._factor[0, 0] = factor if self._max_norm is None else 1.0
+        self._nonfinite.run()
+        return not self._nonfinite.total()[0]
 
     def _first_nonfinite(self, factor: float) -> str:
         assert self._gradients is not None
         with np.errstate(all="ignore"):
             for segment, part in zip(self._targets.segments, self._targets.views(self._gradients), strict=True):
-                bad = np.flatnonzero(~np.isfinite(part * part.dtype.type(factor)))
+                values = to_host(part)
+                bad = np.flatnonzero(~np.isfinite(values * values.dtype.type(factor)))
                 if bad.size:
                     k = int(bad[0])
-                    value = part[k].item()
+                    value = values[k].item()
                     index = tuple(int(i) for i in np.unravel_index(k, segment.shape))
                     times = f", times {factor:g}," if math.isfinite(value) else ""
                     return f"the gradient of {segment.name!r} is {value:g}{times} at {index}; nothing was changed"

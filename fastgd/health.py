@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.backend import SweepOnArrays
+from fastgd.backend import Maker
 from fastgd.checks import checked_number
 from fastgd.kernels.plan import Plan, plan
 from fastgd.kernels.rule import Rule
@@ -168,7 +168,7 @@ class DryRun:
     targets
         All segments of the optimizer.
     make
-        Constructor of a sweep on the backend.
+        Makes sweeps on the backend.
     states
         State arrays by their outer names.
     """
@@ -178,7 +178,7 @@ class DryRun:
         rules: Sequence[Rule],
         max_value: bool,
         targets: Targets,
-        make: Callable[..., SweepOnArrays],
+        make: Maker,
         states: Mapping[str, Arrays],
     ) -> None:
         def planned(rule: Rule) -> Plan:
@@ -253,7 +253,7 @@ class DryRun:
         """Norms of parameters, gradient and change, and both counts, a row for each segment."""
         found = np.zeros((len(self._targets.segments), 5))
         for launch, real in zip(self._program.launches, state.launches, strict=True):
-            launch.scalar_states = {name: values.copy() for name, values in real.scalar_states.items()}
+            launch.scalar_states = real.scalar_states
         for prepare, index, i in self._program.prepares:
             rule, t = steps[i]
             prepare(index, rule, t, {**tail, "_shift": shift})

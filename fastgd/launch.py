@@ -11,12 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.backend import SweepOnArrays
+from fastgd.backend import Between, Maker, SweepOnArrays
 from fastgd.kernels.blocks import sums_of_terms
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.matrix_sweep import MatrixSweep
-from fastgd.kernels.plan import SIZE, Plan
-from fastgd.kernels.reference import compile_text
+from fastgd.kernels.plan import Plan
 from fastgd.kernels.rule import Rule, fallback_of, prepare_arguments, state_name
 from fastgd.targets import Arrays, Targets
 
@@ -97,7 +96,7 @@ class Launch:
     targets
         All segments of the optimizer.
     make
-        Constructor of a sweep on the backend.
+        Makes sweeps on the backend.
     is_fallback
         Whether the rules are the fallbacks of the groups' own.
     """
@@ -108,7 +107,7 @@ class Launch:
         rules: Mapping[int, Rule],
         segments: Sequence[int],
         targets: Targets,
-        make: Callable[..., SweepOnArrays],
+        make: Maker,
         is_fallback: bool = False,
     ) -> None:
         self.plan = plan
@@ -123,19 +122,20 @@ class Launch:
         self._group_of = np.array([self.groups.index(targets.group[s]) for s in segments], np.int64)
         self._per_segment = plan.level == "per_segment"
         self._prepare_takes = tuple(n for n in prepare_arguments(type(rule)) if n in plan.scalar_states)
-        self._given: list[dict[str, float]] = [{} for _ in self.groups]
+        self._shared = plan.shared
+        self._agreed: list[dict[str, float]] = [{} for _ in self.groups]  # of the groups, what they must agree in
         self._next: dict[str, NDArray[np.float64]] = {}
-        self.scalar_states = {
+        starts = {
             name: np.array([self._start(name, kind, i, targets) for kind, i in self._owners(name)], float)
             for name in plan.scalar_states
         }
+        self._own = {name: values for name, values in starts.items() if self._owners(name)[0][0] == "group"}
         sizes = [targets.segments[s].size for s in self.segments]
-        self._summed = np.array(sizes if self._per_segment else [sum(sizes)], float)
-        self._shared = plan.shared
         by_group = self._group_of.tolist()
         self.sweeps: list[SweepOnArrays] = []
         self._rows: list[Rows | Values] = []
         if plan.matrix is not None:
+            make.matrix(self.title)
             values = Values(plan.matrix.scalars, len(self.groups), targets.dtype)
             shapes = [targets.segments[s].shape for s in self.segments]
             self._rows.append(values)
@@ -148,11 +148,20 @@ class Launch:
             self._rows.append(packed)
             self.sweeps.append(make(sweep, sizes, rows, packed.array, self.title.lower()))
         self._last = self.sweeps[-1]
-        self._unpacked: tuple[str, ...] = ()  # of prepare's scalars those that `combine` and the last sweep take
+        self._between: Between | None = None
+        self._filled = self._rows  # those that `prepare` fills
         if plan.combine is not None:
-            taken = dict.fromkeys((*plan.combine.scalars, *plan.sweeps[-1].scalars))
-            self._unpacked = tuple(n for n in taken if n not in plan.combine.writes)
-        self._combine = compile_text(plan.combine, np.dtype(np.float64)) if plan.combine else None
+            self._filled = [] if plan.derive else self._rows[:-1]
+            self._between = make.between(
+                plan,
+                len(self.groups),
+                self._group_of if self._per_segment else np.arange(len(self.groups)),
+                np.array(sizes if self._per_segment else [sum(sizes)], float),
+                {name: values for name, values in starts.items() if name not in self._own},
+                self.sweeps,
+                [rows.array for rows in self._rows if isinstance(rows, Rows)],
+                self.title.lower(),
+            )
 
     def _owners(self, name: str) -> list[tuple[str, int]]:
         """Whose each of a scalar state's numbers is: a group's, a segment's, or of all together."""
@@ -173,6 +182,23 @@ class Launch:
             return starts[self.groups[0]]
         return starts[owner if kind == "group" else targets.group[owner]]
 
+    @property
+    def scalar_states(self) -> dict[str, NDArray[np.float64]]:
+        """Values of the scalar states by name, copies."""
+        made = self._between.states if self._between is not None else {}
+        return {n: np.array(self._own[n] if n in self._own else made[n]) for n in self.plan.scalar_states}
+
+    @scalar_states.setter
+    def scalar_states(self, values: Mapping[str, NDArray[np.float64]]) -> None:
+        for name, new in values.items():
+            (self._own if name in self._own or self._between is None else self._between.states)[name] = new
+
+    def share_scalars(self, other: Launch) -> None:
+        """Keep the scalar states together with a launch of the same groups."""
+        self._own = other._own
+        if self._between is not None:
+            self._between.share(other._between)
+
     def scalars(self) -> dict[tuple[str, str, int], float]:
         """Every number of the scalar states by its name, the rule's in front, and owner."""
         return {
@@ -186,9 +212,11 @@ class Launch:
 
     def take_scalars(self, scalars: Mapping[tuple[str, str, int], float]) -> None:
         """Take over what `scalars` gave, also of a launch with other groups; a number that is not there stays."""
-        for name, values in self.scalar_states.items():
+        states = self.scalar_states
+        for name, values in states.items():
             for i, owner in enumerate(self._owners(name)):
                 values[i] = scalars.get((self._key(name), *owner), values[i])
+        self.scalar_states = states
 
     def bind(self, name: str, quantity: Arrays) -> None:
         """Take the arrays of a quantity: ``p``, ``g``, ``ema`` or a state."""
@@ -202,34 +230,32 @@ class Launch:
         """Have every kernel ready before the first is run; give the shortest way to `run`."""
         for sweep in self.sweeps:
             sweep.prepare()
-        return self._last.run if self._combine is None and not self._prepare_takes else self.run
+        return self._last.run if self._between is None and not self._prepare_takes else self.run
 
     def prepare(self, index: int, rule: Prepares, t: int, tail: Mapping[str, float]) -> None:
         """Compute the scalars of one group for step `t`, beside those of the tail; nothing is written yet."""
         if self._prepare_takes:
             if index == 0:
                 self._next = {}
-            values = rule.prepare(t, **{k: self._state(k, index) for k in self._prepare_takes})
-            combined = self.plan.combine.writes if self.plan.combine else ()
-            for name in self.scalar_states.keys() & values.keys() - combined:
-                new = self._next.setdefault(name, self.scalar_states[name].copy())
+            values = rule.prepare(t, **{k: float(self._own[k][index]) for k in self._prepare_takes})
+            for name in self._own.keys() & values.keys():
+                new = self._next.setdefault(name, self._own[name].copy())
                 new[index] = values[name]
         else:
             values = rule.prepare(t)
         values.update(tail)
-        if self._combine is None:
-            self._rows[0].put(index, values)
-        else:
-            refuse_unfit(self._unpacked, values, self._dtype)
-            self._given[index] = values
+        if self._between is not None:
+            refuse_unfit(self._between.prepared, values, self._dtype)
+            self._agreed[index] = values
             for name in self._shared if index else ():
-                if values[name] != self._given[0][name]:
+                if values[name] != self._agreed[0][name]:
                     raise HyperparameterError(
-                        f"{self.title} has one {' and one '.join(self.scalar_states)} for all its groups, which "
-                        f"must agree in {name}: given {self._given[0][name]!r} and {values[name]!r}"
+                        f"{self.title} has one {' and one '.join(self.plan.scalar_states)} for all its groups, which "
+                        f"must agree in {name}: given {self._agreed[0][name]!r} and {values[name]!r}"
                     )
-            for rows in self._rows[:-1]:
-                rows.put(index, values)
+            self._between.put(index, values)
+        for rows in self._filled:
+            rows.put(index, values)
 
     def prepare_fallback(self, index: int, rule: Rule, t: int, tail: Mapping[str, float]) -> None:
         """As `prepare`, given the rule that this launch's is the fallback of."""
@@ -237,28 +263,31 @@ class Launch:
         assert fallback is not None
         self.prepare(index, fallback, t, tail)
 
-    def _state(self, name: str, index: int) -> float:
-        values = self.scalar_states[name]
-        return float(values[index if len(values) > 1 else 0])
-
     def run(self) -> None:
         """Update the arrays and keep the new scalar states."""
-        if self._combine is not None:
+        if self._between is not None:
+            self._between.begin()
             self.sweeps[0].run()
-            self._between()
+            self._between.combine()
         self._last.run()
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._between is not None:
+            self._between.keep()
         if self._next:
-            self.scalar_states.update(self._next)
+            self._own.update(self._next)
 
     def finish(self, runs: int) -> None:
         """Do what is left of a run that was interrupted; `runs` of each sweep came before it."""
         if self._last.runs == runs:
-            if self._combine is not None:
+            if self._between is not None:
                 if self.sweeps[0].runs == runs:
+                    self._between.begin()
                     self.sweeps[0].resume()
-                self._between()
+                self._between.combine()
             self._last.resume()
-        self.scalar_states.update(self._next)
+        self._keep()
 
     def ran(self, runs: int) -> bool:
         """Whether all sweeps have run so often."""
@@ -269,30 +298,19 @@ class Launch:
         for sweep in self.sweeps:
             sweep.runs = runs
 
-    def _between(self) -> None:
-        """Make the scalars of the last sweep from the sums; the same again if it is done twice."""
-        combine, last = self.plan.combine, self.plan.sweeps[-1]
-        assert combine is not None and self._combine is not None
-        sums = self.sweeps[0].sums() if self._per_segment else self.sweeps[0].total()[None]
-        terms = dict(zip(self.plan.sweeps[0].sums, sums.T, strict=True)) | {SIZE: self._summed}
-        rows = self._group_of if self._per_segment else slice(None)
-        scalars = {n: np.array([v[n] for v in self._given])[rows] for n in self._unpacked}
-        with np.errstate(all="ignore"):
-            results = self._combine(
-                *(terms[a] if a in terms else self.scalar_states[a] for a in combine.arrays),
-                *(scalars[s] for s in combine.scalars),
-            )
-        for name, value in zip(combine.writes, results, strict=True):
-            if name in self.scalar_states:
-                one = value if self._per_segment else np.ravel(value)[:1]  # of all groups, which agree
-                self._next[name] = np.array(np.broadcast_to(one, self.scalar_states[name].shape), float)
-            scalars[name] = value
-        rows_of_last = self._rows[-1]
-        assert isinstance(rows_of_last, Rows)
-        table = rows_of_last.array
-        with np.errstate(over="ignore"):
-            for k, name in enumerate(last.scalars):
-                table[:, k] = scalars[name]
+    def cells(self, name: str) -> tuple[list[int], list[int]]:
+        """Addresses on the device of a step's scalar, for every group: in the arrays' dtype, and in float64."""
+        filled: Any = self.sweeps[: len(self._filled)]
+        made: Any = self._between
+        return [c for sweep in filled for c in sweep.cells(name)], made.cells(name) if made is not None else []
+
+    def upload(self) -> None:
+        """Send the scalars of a step to the device, in front of the step itself."""
+        sweeps: Any = self.sweeps
+        for sweep in sweeps:
+            sweep.upload()
+        if self._between is not None:
+            self._between.begin()
 
     def sums(self) -> NDArray[np.float64]:
         """Give the sums of the last sweep, of shape (segments, terms)."""

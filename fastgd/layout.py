@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from fastgd.accumulation import Accumulator
-from fastgd.backend import SweepOnArrays
+from fastgd.backend import Maker
 from fastgd.gradient import GradientCheck
 from fastgd.groups import Changes, Group
 from fastgd.health import DryRun
@@ -37,7 +37,7 @@ class Terms:
     settings
         The tail.
     make
-        Constructor of a sweep on the backend.
+        Makes sweeps on the backend.
     changes
         Told when a group's value is set.
     """
@@ -45,7 +45,7 @@ class Terms:
     rule: Rule
     schedules: Mapping[str, Callable[[int], Any]]
     settings: Settings
-    make: Callable[..., SweepOnArrays]
+    make: Maker
     changes: Changes
 
 

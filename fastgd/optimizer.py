@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.backend import resolve, sweep_maker
+from fastgd.backend import maker, resolve
 from fastgd.checks import checked_number
 from fastgd.groups import Changes, Group, is_schedule
 from fastgd.health import Report, thresholds
@@ -23,6 +23,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
+from fastgd.memory import any_on_gpu, copy_into, is_own, to_host
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
@@ -85,8 +86,8 @@ class Optimizer:
         Set the gradient to zero in the same pass; also where a step is skipped, and where it is accumulated.
     state_dtype : None
         Kept for states in lower precision; only None, the parameters' dtype, is served.
-    backend : {"auto", "numpy", "numba"}
-        What runs the rule; ``"auto"`` goes by where the arrays live.
+    backend : {"auto", "numpy", "numba", "cupy"}
+        What runs the rule; ``"auto"`` goes by where the arrays live: ``"numba"`` on the host, ``"cupy"`` on a GPU.
     threads : int, optional
         Most threads used; by default as many as the process may run at once. It does not change a bit.
 
@@ -148,15 +149,16 @@ class Optimizer:
             on_nonfinite=on_nonfinite,
             zero_grad=zero_grad,
         )
-        self.backend = resolve(backend)
+        self.backend = resolve(backend, gpu=any_on_gpu(params))
         self._threads = threads
         self._rule = rule
         self._rule_class = type(rule)
         self._names = rule.hyperparameters()
         self._lock = threading.RLock()  # a schedule may ask for the state
         self._changes = Changes()
-        terms = Terms(rule, self._schedules, self._settings, sweep_maker(self.backend, threads), self._changes)
+        terms = Terms(rule, self._schedules, self._settings, maker(self.backend, threads), self._changes)
         self._layout = Layout.of(params, terms)
+        self._gpu = self._layout.targets.gpu
         self._built_from = params, len(self._layout.groups)  # for a copy; more groups may follow
         dtype = self._layout.targets.dtype
         self._largest = float(np.finfo(dtype).max)
@@ -306,20 +308,16 @@ class Optimizer:
             if type(scale) is not float or scale != 1.0:
                 scale = self._checked_scale(scale)
             factor = -scale if self._settings.maximize else scale
-            if layout.check is not None:
+            if layout.check is not None and not layout.check.clips_unseen:
                 clipped = layout.check.measure(factor)
                 if clipped is None:
                     self._skip()
                     return
                 factor = clipped
-            if self._changes.pending:
-                self._reread()
             t = self._t + 1
-            program, tail = layout.program, self._tail
-            tail["gscale"] = factor
-            for prepare, index, i in program.prepares:
-                prepare(index, layout.rules[i], t - layout.started_at[i], tail)
-            runs = program.runs or program.compile()
+            runs = self._prepare(t, factor)
+            if layout.check is not None and layout.check.clips_unseen:
+                layout.check.clip_unseen()
             try:
                 self._begun = t  # memory is written from here on
                 for run in runs:
@@ -330,6 +328,21 @@ class Optimizer:
                 if not isinstance(error, Exception) or self._all_ran():
                     self._finish(t)
                 raise
+
+    def _prepare(self, t: int, factor: float) -> list[Callable[[], None]]:
+        """Compute the scalars of step `t`, and give what runs it; nothing of the user's is written."""
+        if self._changes.pending:
+            self._reread()
+        layout, tail = self._layout, self._tail
+        program = layout.program
+        tail["gscale"] = factor
+        for prepare, index, i in program.prepares:
+            prepare(index, layout.rules[i], t - layout.started_at[i], tail)
+        runs = program.runs or program.compile()
+        if layout.check is not None and layout.check.clips_unseen:
+            program.upload()  # the check writes its factor behind
+            layout.check.prepare_unseen(factor, program.cells("gscale"))
+        return runs
 
     def _skip(self) -> None:
         """Pass a gradient over: what was summed for the step is dropped with it."""
@@ -431,7 +444,7 @@ class Optimizer:
             self._gradients = gradients
             self._leaves = leaves or []
         # A list or dict may hold other arrays next time, and a sum is spent.
-        self._given = grads if leaves and (grads is None or isinstance(grads, np.ndarray)) else _NOTHING
+        self._given = grads if leaves and (grads is None or is_own(grads)) else _NOTHING
 
     def _accumulated_or(self, grads: Any, *, writeable: bool) -> Arrays:
         """Take the sum of gradients that waits for the next step, else those given."""
@@ -685,8 +698,8 @@ class Optimizer:
         -------
         dict
             Keys ``rule``, ``t``, ``dtype``, ``segments``, ``param_groups``, ``state``, ``scalar_state``, ``ema``,
-            ``accumulated`` and ``mode``: plain Python values, and arrays that are copies. A schedule is saved as the
-            value it last gave.
+            ``accumulated`` and ``mode``: plain Python values, and arrays of NumPy that are copies, also of what lies
+            on a GPU. A schedule is saved as the value it last gave.
         """
         with self._lock:
             self._settle()
@@ -703,7 +716,7 @@ class Optimizer:
                 "dtype": str(layout.targets.dtype),
                 "segments": [(s.name, s.shape) for s in layout.targets.segments],
                 "param_groups": groups,
-                "state": {name: state.array.copy() for name, state in layout.states.items()},
+                "state": {name: to_host(state.array) for name, state in layout.states.items()},
                 "scalar_state": [
                     {k: v.tolist() for k, v in launch.scalar_states.items()} for launch in layout.program.launches
                 ],
@@ -742,10 +755,9 @@ class Optimizer:
                 group.update({n: getattr(rule, n) for n in self._names if not is_schedule(group.get(n))})
             layout.rules = loaded.rules
             for name, own in layout.states.items():
-                own.array[:] = state["state"][name]
+                copy_into(own.array, state["state"][name])
             for launch, scalars in zip(launches, loaded.scalars, strict=True):
-                for name, values in scalars.items():
-                    launch.scalar_states[name][:] = values
+                launch.scalar_states = scalars
             layout.program.count_from(0)
             if layout.average is not None:
                 layout.targets.scatter(state["ema"], layout.average)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastgd.backend import SweepOnArrays
+from fastgd.backend import Maker
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.plan import Plan
 from fastgd.kernels.rule import Rule, fallback_of, fixed
@@ -68,7 +68,7 @@ class Program:
     targets
         All segments of the optimizer.
     make
-        Constructor of a sweep on the backend.
+        Makes sweeps on the backend.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Program:
         rules: Sequence[Rule],
         planned: Callable[[Rule], Plan],
         targets: Targets,
-        make: Callable[..., SweepOnArrays],
+        make: Maker,
     ) -> None:
         self.launches = [
             Launch(planned(part.rules[min(part.rules)]), part.rules, part.segments, targets, make, part.is_fallback)
@@ -133,7 +133,7 @@ class Program:
     def share_scalars(self, other: Program) -> None:
         """Keep the scalar states together with a program of the same groups and another tail."""
         for own, launch in zip(self.launches, other.launches, strict=True):
-            own.scalar_states = launch.scalar_states
+            own.share_scalars(launch)
 
     def ran(self, runs: int) -> bool:
         """Whether all sweeps have run so often."""
@@ -165,6 +165,16 @@ class Program:
         """Have all sweeps say that they ran so often."""
         for launch in self.launches:
             launch.count_from(runs)
+
+    def cells(self, name: str) -> tuple[list[int], list[int]]:
+        """Addresses on the device of a step's scalar: in the arrays' dtype, and in float64."""
+        found = [launch.cells(name) for launch in self.launches]
+        return [c for narrow, _ in found for c in narrow], [c for _, wide in found for c in wide]
+
+    def upload(self) -> None:
+        """Send the scalars of a step to the device, in front of the step itself."""
+        for launch in self.launches:
+            launch.upload()
 
     def bytes_per_param(self, itemsize: int) -> int:
         """Bytes read and written for each parameter; the most, where launches differ."""

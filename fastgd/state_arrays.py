@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.flat import aligned_zeros, extent, lay_out
+from fastgd.flat import extent, lay_out
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.matrix import size_of
 from fastgd.launch import Launch
+from fastgd.memory import zeros
 from fastgd.program import Program
 from fastgd.targets import Arrays, Targets
 
@@ -60,7 +61,7 @@ def lay_out_states(program: Program, targets: Targets) -> dict[str, StateArray]:
                 for s in launch.segments:
                     sizes[s] = _size(launch, name, targets.segments[s].shape)
         placed = lay_out({str(s): (size,) for s, size in enumerate(sizes)})
-        array = aligned_zeros(extent(placed), targets.dtype)
+        array = zeros(extent(placed), targets.dtype, gpu=targets.gpu)
         made[name] = StateArray(array, tuple(p.offset for p in placed), tuple(sizes))
     return made
 

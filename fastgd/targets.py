@@ -6,22 +6,23 @@ from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.backend import as_array
 from fastgd.flat import Block, FlatParams, Segment, extent, lay_out
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.errors import ArrayError
+from fastgd.memory import address, any_on_gpu, as_array, copy_into, is_own, to_host
 
 
 class Arrays(NamedTuple):
     """The arrays of one quantity, 1-D, and where each segment lies in them."""
 
-    arrays: list[NDArray[Any]]
+    arrays: list[Any]
     where: Where
 
 
@@ -59,7 +60,7 @@ class _Form:
 
     def take(
         self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool
-    ) -> list[tuple[NDArray[Any], int]]:
+    ) -> list[tuple[Any, int]]:
         """Split what mirrors this form into one array and offset for each segment."""
         if isinstance(self.given, FlatParams):
             if isinstance(value, Block) and value.segments == self.segments:
@@ -86,19 +87,26 @@ class _Form:
 
     def _block(
         self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool
-    ) -> list[tuple[NDArray[Any], int]]:
+    ) -> list[tuple[Any, int]]:
         array = self._array(value, title, self.given.flat.shape, dtype, writeable)
         return [(array, s.offset) for s in self.segments]
 
     def _array(
         self, value: Any, title: str, shape: tuple[int, ...], dtype: np.dtype[Any] | None, writeable: bool
-    ) -> NDArray[Any]:
+    ) -> Any:
         array = as_array(value, title, writeable=writeable)
+        if dtype is not None and isinstance(array, np.ndarray) == self._on_gpu:
+            there, here = ("the host", "a GPU") if self._on_gpu else ("a GPU", "the host")
+            raise ArrayError(f"{title} lies on {there} and the parameters on {here}: move it there")
         if array.shape != shape:
             raise ArrayError(f"{title} must have shape {shape}, given {array.shape}")
         if dtype is not None and array.dtype != dtype:
             raise ArrayError(f"{title} must have the parameters' dtype {dtype}, given {array.dtype}")
         return array.reshape(-1)
+
+    @cached_property
+    def _on_gpu(self) -> bool:
+        return any_on_gpu(self.given)
 
     def leaves(self) -> list[Any]:
         """Arrays that the user gave, as they were given."""
@@ -111,8 +119,8 @@ class _Form:
         if isinstance(self.given, FlatParams):
             return self.given.copy()
         if self.keys is None:
-            return np.array(as_array(self.given, "params"))
-        copies = {key: np.array(as_array(self.given[key], "params")) for key in self.keys}
+            return as_array(self.given, "params").copy()
+        copies = {key: as_array(self.given[key], "params").copy() for key in self.keys}
         return copies if isinstance(self.given, Mapping) else list(copies.values())
 
 
@@ -146,10 +154,14 @@ class Targets:
         if len(dtypes) > 1:
             raise ArrayError(f"params must have one dtype, given {' and '.join(sorted(map(str, dtypes)))}")
         self.dtype: np.dtype[Any] = dtypes.pop() if dtypes else np.dtype(np.float32)
+        memories = {not isinstance(a, np.ndarray) for a in self.parameters.arrays}
+        if len(memories) > 1:
+            raise ArrayError("params must lie in one memory, given arrays on the host and on a GPU")
+        self.gpu = True in memories
         self.foreign = [
-            (value, as_array(value, "params").ctypes.data)
+            (value, address(as_array(value, "params")))
             for value in (leaf for form in self._forms for leaf in form.leaves())
-            if not isinstance(value, np.ndarray)
+            if not is_own(value)
         ]
         self._taken: list[tuple[int, int, str]] = []
         self.take("params", self.parameters.arrays)
@@ -199,7 +211,7 @@ class Targets:
         """Length of a flat state array, padding between segments included."""
         return extent(self.segments)
 
-    def take(self, what: str, arrays: Sequence[NDArray[Any]]) -> None:
+    def take(self, what: str, arrays: Sequence[Any]) -> None:
         """Remember memory that a step writes: nothing else may lie there.
 
         Raises
@@ -219,8 +231,8 @@ class Targets:
         ArrayError
             If one of them lies elsewhere now.
         """
-        for value, address in self.foreign:
-            if as_array(value, "params").ctypes.data != address:
+        for value, before in self.foreign:
+            if address(as_array(value, "params")) != before:
                 raise ArrayError(
                     f"params must stay where they are, given a {type(value).__name__} that has been moved in memory "
                     "since the optimizer was built: build a new one"
@@ -236,7 +248,7 @@ class Targets:
             return None
         found: list[Any] = []
         for form, value in zip(self._forms, grads, strict=True):
-            if isinstance(value, np.ndarray) and form.keys is None:
+            if is_own(value) and form.keys is None:
                 found.append(value)
             elif isinstance(value, Mapping) and isinstance(form.given, Mapping) and value.keys() == form.given.keys():
                 found += [value[key] for key in form.given]
@@ -249,7 +261,7 @@ class Targets:
             else:
                 return None
         # what only lends its memory, as a tensor does, may have other memory at the next step
-        return found if all(isinstance(leaf, np.ndarray) for leaf in found) else None
+        return found if all(map(is_own, found)) else None
 
     def gradients(self, grads: Any, *, writeable: bool) -> Arrays:
         """Take what mirrors the parameters; None stands for their own ``grad``.
@@ -297,24 +309,24 @@ class Targets:
         return (copies[0] if self._single else copies), self._collect(copies, "copy", self.dtype, writeable=True)
 
     def gather(self, source: Arrays) -> NDArray[Any]:
-        """Copy a quantity into one flat array laid out as a state is."""
+        """Copy a quantity into one flat array of the host, laid out as a state is."""
         flat = np.zeros(self.extent, self.dtype)
         for segment, part in zip(self.segments, self.views(source), strict=True):
-            flat[segment.offset : segment.offset + segment.size] = part
+            flat[segment.offset : segment.offset + segment.size] = to_host(part)
         return flat
 
     def scatter(self, flat: NDArray[Any], into: Arrays) -> None:
         """Copy back what `gather` gave."""
         for segment, part in zip(self.segments, self.views(into), strict=True):
-            part[:] = flat[segment.offset : segment.offset + segment.size]
+            copy_into(part, flat[segment.offset : segment.offset + segment.size])
 
-    def views(self, source: Arrays) -> list[NDArray[Any]]:
+    def views(self, source: Arrays) -> list[Any]:
         """Each segment's part of a quantity, 1-D."""
         arrays, where = source
         return [arrays[a][o : o + s.size] for a, o, s in zip(where.array, where.offset, self.segments, strict=True)]
 
     def _collect(self, values: Sequence[Any], title: str, dtype: np.dtype[Any] | None, *, writeable: bool) -> Arrays:
-        arrays: list[NDArray[Any]] = []
+        arrays: list[Any] = []
         index: list[int] = []
         offsets: list[int] = []
         for i, (form, value) in enumerate(zip(self._forms, values, strict=True)):
@@ -347,9 +359,9 @@ def _matching(segments: Sequence[Segment], index: int, group: Mapping[str, Any])
     return found
 
 
-def _spans(what: str, arrays: Iterable[NDArray[Any]]) -> list[tuple[int, int, str]]:
+def _spans(what: str, arrays: Iterable[Any]) -> list[tuple[int, int, str]]:
     """First and last address of arrays, which are contiguous."""
-    starts = ((a.ctypes.data, a.nbytes) for a in arrays if a.nbytes)
+    starts = ((address(a), a.nbytes) for a in arrays if a.nbytes)
     return [(start, start + size, what) for start, size in starts]
 
 
@@ -366,7 +378,7 @@ def _describe(value: Any) -> str:
         return f"a {type(value).__name__} with {', '.join(map(repr, value))}"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"{type(value).__name__}" + (f" of shape {value.shape}" if isinstance(value, np.ndarray) else "")
+    return f"{type(value).__name__}" + (f" of shape {value.shape}" if is_own(value) else "")
 
 
 __all__ = ["Arrays", "Targets"]

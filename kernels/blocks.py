@@ -7,8 +7,9 @@ pairwise tree in which an odd last one is carried up; so are the segments. No nu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +33,13 @@ class Where:
     offset: NDArray[np.int64]
 
 
-def tiles(sizes: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
+def tiles(sizes: Sequence[int], rows: Sequence[int], tile: int = TILE) -> NDArray[np.int64]:
     """Table of tiles of all segments, given each one's size and its row of scalars."""
     table = []
     first = 0
     for segment, (size, row) in enumerate(zip(sizes, rows, strict=True)):
-        for lo in range(0, size, TILE):
-            hi = min(size, lo + TILE)
+        for lo in range(0, size, tile):
+            hi = min(size, lo + tile)
             table.append((lo, hi, row, segment, first))
             first += -(-(hi - lo) // SUM_BLOCK)
     return np.array(table, np.int64).reshape(-1, 5)
@@ -47,6 +48,20 @@ def tiles(sizes: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
 def block_counts(sizes: Sequence[int]) -> NDArray[np.int64]:
     """Count the sum blocks before each segment, and of all."""
     return np.cumsum([0, *(-(-size // SUM_BLOCK) for size in sizes)], dtype=np.int64)
+
+
+def branches(spans: Sequence[tuple[int, int]], most: int) -> Iterator[NDArray[np.int64]]:
+    """Cut spans of numbers into parts of at most `most`, until each span is one; the sums of parts are the next ones.
+
+    Where `most` is a power of two, the pairwise tree over the parts' sums is that over all numbers.
+    """
+    while True:
+        cut = [[(a, min(hi, a + most)) for a in range(lo, hi, most)] or [(lo, hi)] for lo, hi in spans]
+        yield np.array([part for parts in cut for part in parts], np.int64).reshape(-1, 2)
+        if all(len(parts) == 1 for parts in cut):
+            return
+        ends = np.cumsum([0, *map(len, cut)]).tolist()
+        spans = list(pairwise(ends))
 
 
 def equal_cuts(table: NDArray[np.int64], chunks: int) -> NDArray[np.int64]:

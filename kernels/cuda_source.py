@@ -5,7 +5,7 @@ They include nothing, so that NVRTC needs no folder of headers. The hand-written
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
     given = [f"a[{position[a]}]" for a in sweep.arrays] + [f"row[{k}]" for k in range(len(sweep.scalars))]
     given += [f"a[{position[a]}]" for a in sweep.writes] + [f"t[{k}]" for k in range(len(sweep.sums))]
 
-    def bits(names: Sequence[str] | Mapping[str, str]) -> str:
+    def bits(names: Iterable[str]) -> str:
         return f"{sum(1 << position[name] for name in names)}u"
 
     lines = [
@@ -69,10 +69,95 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
     ]
     for kind, width in (("vector", f"{VECTOR} / (int)sizeof({t})"), ("scalar", "1")):
         lines += [
-            'extern "C" __global__ void __launch_bounds__(FGD_THREADS)',
+            # two blocks at least: without a bound some kernels spill, to keep the number of registers low
+            'extern "C" __global__ void __launch_bounds__(FGD_THREADS, 2)',
             f"{entry(label, sweep, kind)}({t} *const *arrays, const {t} *rows, const fgd_Tile *table, i64 tiles, "
             "double *block_sums) {",
             f"    fgd_sweep<fgd_Rule, {width}>(arrays, rows, table, tiles, block_sums);",
             "}",
         ]
     return "\n".join([transport(), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"
+
+
+def between_source(
+    function: Sweep,
+    dtype: DType,
+    label: str,
+    *,
+    sums: Sequence[str] = (),
+    states: Sequence[str] = (),
+    given: Sequence[str] = (),
+    row: Sequence[str] = (),
+    per_segment: bool = False,
+    spread: str = "",
+) -> str:
+    """Translation unit of code between sweeps, as one kernel of float64 that makes a row of scalars for each owner.
+
+    It takes the sums, (owners, sums); the number of elements of each owner; the scalar states, (states, owners); what
+    is given for each group, (groups, given); the group of each row; and where the rows go. Without `per_segment` there
+    is one owner for all rows, and one block runs it.
+
+    Parameters
+    ----------
+    function
+        What is computed: its arrays are sums, states or ``size``; its scalars are given.
+    dtype
+        Of the rows.
+    label
+        Of the kernel's name.
+    sums, states, given
+        Names of the columns, of the states their order.
+    row
+        Scalars of a row: results, or what is given. Results that are states are stored there, those that are given in
+        their column.
+    per_segment
+        Whether each row has sums and states of its own.
+    spread
+        A state that is then copied into cells anywhere: those of `dtype` and those of float64 are two more arguments
+        each, addresses and their number.
+    """
+    t = real(dtype)
+    owner = "r" if per_segment else "0"
+    owners = "n" if per_segment else "1"
+
+    def taken(name: str) -> str:
+        if name in sums:
+            return f"sums[{owner} * {len(sums)} + {list(sums).index(name)}]"
+        return f"states[{list(states).index(name)} * {owners} + {owner}]" if name in states else f"sizes[{owner}]"
+
+    def cell(name: str) -> str:
+        return f"h[{list(given).index(name)}]"
+
+    results = list(function.writes)
+    arguments = [taken(a) for a in function.arrays] + [cell(s) for s in function.scalars] + [f"_{x}" for x in results]
+    kept = [x for x in results if x in states]
+    cells = f", {t} *const *cells, i64 count, double *const *wide_cells, i64 wide_count" if spread else ""
+    lines = [
+        'extern "C" __global__ void __launch_bounds__(FGD_THREADS)',
+        f"{entry(label, function, 'scalars')}(const double *sums, const double *sizes, double *states, double *given, "
+        f"const i64 *group_of, {t} *rows, i64 n{cells}) {{",
+        *(f"    double _kept_{x} = 0;" for x in kept if not per_segment),
+        "    for (i64 r = blockIdx.x * FGD_THREADS + threadIdx.x; r < n; r += gridDim.x * FGD_THREADS) {",
+        f"        double *h = given + group_of[r] * {len(given)};",
+        *(f"        double _{x};" for x in results),
+        f"        fgd_function({', '.join(arguments)});",
+        *(f"        {cell(x)} = _{x};" for x in results if x in given),
+        *(
+            f"        rows[r * {len(row)} + {k}] = ({t}){f'_{x}' if x in results else cell(x)};"
+            for k, x in enumerate(row)
+        ),
+    ]
+    if per_segment:
+        lines += [*(f"        {taken(x)} = _{x};" for x in kept), "    }"]
+    else:  # one state for all rows, which all of them read: the first row's, when they have
+        lines += [*(f"        if (r == 0) _kept_{x} = _{x};" for x in kept), "    }"]
+        lines += ["    __syncthreads();"]
+        lines += [f"    if (threadIdx.x == 0) {taken(x)} = _kept_{x};" for x in kept]
+    if spread:
+        lines += [
+            "    __syncthreads();",
+            f"    for (i64 j = threadIdx.x; j < count; j += FGD_THREADS) *cells[j] = ({t}){taken(spread)};",
+            f"    for (i64 j = threadIdx.x; j < wide_count; j += FGD_THREADS) *wide_cells[j] = {taken(spread)};",
+        ]
+    lines += ["}"]
+    return "\n".join([transport(), cxx_text(function, "fgd_function", "float64"), *lines]) + "\n"

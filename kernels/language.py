@@ -13,11 +13,11 @@ import math
 import textwrap
 from builtins import abs as abs  # part of the language, and Python's own
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 from fastgd.kernels.errors import RuleError
-from fastgd.kernels.squares import parts_of, two_parts
+from fastgd.kernels.squares import joining, parts_of, two_parts
 
 Kind = Literal["element", "scalar", "constant", "condition"]
 Level = Literal["", "per_segment", "total"]
@@ -149,6 +149,17 @@ class Sweep:
 def names_in(node: ast.AST) -> set[str]:
     """Give the names that stand in an expression."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def joined(combine: Sweep, measure: Sweep) -> Sweep:
+    """Have `combine` take each sum of squares in the two parts that `measure` gathers it in."""
+    arrays: list[str] = []
+    statements = []
+    for name in combine.arrays:
+        arrays += parts_of(name) if name in measure.squares else [name]
+        if name in measure.squares:
+            statements.append(joining(name))
+    return replace(combine, arrays=tuple(arrays), statements=(*statements, *combine.statements))
 
 
 def parse(

@@ -9,10 +9,9 @@ from numbers import Real
 from typing import Any
 
 from fastgd.kernels.errors import RuleError
-from fastgd.kernels.language import Level, Sweep, names_in, parse
+from fastgd.kernels.language import Level, Sweep, joined, names_in, parse
 from fastgd.kernels.matrix import MatrixRule, MatrixUpdate, parse_matrix
 from fastgd.kernels.rule import Rule, fallback_of, prepare_arguments, state_name
-from fastgd.kernels.squares import joining, parts_of
 from fastgd.kernels.tail import NAMES, REPORTED, Tail, dry_run, gradient_norm, with_tail
 
 NO_TAIL = Tail()
@@ -46,6 +45,7 @@ class Plan:
     start: Mapping[str, object]
     scalar_states: Mapping[str, float]
     matrix: MatrixUpdate | None = None
+    derive: Sweep | None = None
 
     @property
     def level(self) -> Level:
@@ -134,7 +134,7 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
         kept = {*combine.arrays, *combine.writes} & set(scalar_states)
         if sweeps[0].level == "per_segment" and (both := kept & set(prepare_arguments(type(rule)))):
             raise RuleError(f"{title}: prepare takes `{min(both)}` of a group, where combine has one of each segment")
-        combine = _joining(combine, sweeps[0])
+        combine = joined(combine, sweeps[0])
     reserved = NAMES & {*arrays, *given, *scalar_states}
     if reserved:
         raise RuleError(f"{title}: `{min(reserved)}` is a name of the fused tail; choose another")
@@ -223,17 +223,6 @@ def tail_bytes(rule: Rule) -> dict[str, int]:
         "zero_grad": plan(rule, Tail(zero_grad=True)).bytes_per_param(4),
         "all": plan(rule, Tail("ema", zero_grad=True)).bytes_per_param(4) + norm,
     }
-
-
-def _joining(combine: Sweep, measure: Sweep) -> Sweep:
-    """Take each sum of squares in the two parts that it is gathered in."""
-    arrays: list[str] = []
-    statements = []
-    for name in combine.arrays:
-        arrays += parts_of(name) if name in measure.squares else [name]
-        if name in measure.squares:
-            statements.append(joining(name))
-    return replace(combine, arrays=tuple(arrays), statements=(*statements, *combine.statements))
 
 
 def _refuse_both(title: str, arrays: Iterable[str], prepared: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fastgd.kernels.language import Sweep, parse, squared, total
+from fastgd.kernels.language import Sweep, joined, parse, sqrt, squared, total
 from fastgd.kernels.squares import parts_of, two_parts
 
 NAMES = frozenset({"ema", "gscale", "gmax", "ema_c"})
@@ -74,13 +74,38 @@ def _scale_gradient(sweep: Sweep, *, max_value: bool = False) -> Sweep:
 # ---- passes of their own -----------------------------------------------------------------------------------------
 
 
-def gradient_norm() -> Sweep:
-    """Sweep that sums the squares of the scaled gradient."""
+HUGE = 2.0**-600
+"""What a float64 is multiplied by for a square that survives its whole range, but for the smallest."""
+
+
+def gradient_norm(*, wide: bool = False) -> Sweep:
+    """Sweep that sums the squares of the scaled gradient; for float64 those of its elements times `HUGE` too."""
 
     def measure(g: Any) -> Any:
         return total(squares=squared(g))
 
-    return _scale_gradient(parse(measure, {}, ()))
+    def measure_wide(g: Any) -> Any:
+        return total(squares=squared(g), huge=squared(g * 2.409919865102884e-181))
+
+    return _scale_gradient(parse(measure_wide if wide else measure, {}, ()))
+
+
+def clip_factor(*, wide: bool = False) -> Sweep:
+    """Code behind `gradient_norm`: the norm of the gradient times a factor, and that factor, clipped."""
+
+    def clip(squares: Any, huge: Any, *, factor: Any, max_norm: Any, wide: Any) -> Any:
+        norm = sqrt(squares)
+        if wide:
+            norm = norm if norm - norm == 0 else sqrt(huge) * 4.149515568880993e180
+        norm = norm * abs(factor)
+        limit = max_norm / (norm + 1e-6)
+        gscale = factor * (1 if limit > 1 else limit)  # a NaN stays
+        return norm, gscale
+
+    made = parse(clip, {"wide": wide}, ("factor", "max_norm"), combine=True)
+    if not wide:
+        made = replace(made, arrays=tuple(a for a in made.arrays if a != "huge"))
+    return joined(made, gradient_norm(wide=wide))
 
 
 def nonfinite_count() -> Sweep:

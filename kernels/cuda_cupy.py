@@ -1,0 +1,449 @@
+"""The cupy backend: every sweep, and what is between sweeps, as CUDA kernels on CuPy's current stream.
+
+Nothing here waits for the device but what is asked for its sums. The numbers of a step travel as an argument of a
+launch, so that no memory of the host is read when the step has returned.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import cupy
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd.kernels.between import prepared
+from fastgd.kernels.blocks import HI, LO, SEGMENT, SUM_BLOCK, Where, block_counts, branches, tiles
+from fastgd.kernels.cubin import cubin
+from fastgd.kernels.cuda_source import CARRIED, FOLDED, THREADS, VECTOR, between_source, entry, sweep_source, transport
+from fastgd.kernels.errors import HyperparameterError
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.plan import Plan
+
+BLOCKS_PER_PROCESSOR = 16  # more than run at once, so that none waits long for the last
+
+Launch = Callable[[], object]
+
+
+@lru_cache(maxsize=None)
+def _properties(device: int) -> tuple[str, int]:
+    """Architecture of a device, as a cubin is made for it, and number of its processors."""
+    found = cupy.cuda.Device(device)
+    return found.compute_capability, found.attributes["MultiProcessorCount"]
+
+
+@lru_cache(maxsize=None)
+def _module(text: str, label: str, arch: str) -> Any:
+    return cupy.RawModule(path=str(cubin(text, arch, label)))
+
+
+def _function(text: str, label: str, name: str) -> Any:
+    """Kernel of a translation unit for the current device, loaded."""
+    arch, _ = _properties(cupy.cuda.Device().id)
+    function = _module(text, label, arch).get_function(name)
+    function.num_regs  # noqa: B018  # loads it, which would otherwise be done at the first launch
+    return function
+
+
+def _grid(blocks: int) -> tuple[int]:
+    _, processors = _properties(cupy.cuda.Device().id)
+    return (min(blocks, processors * BLOCKS_PER_PROCESSOR),)
+
+
+def run_all(launches: Sequence[Launch]) -> None:
+    """Call launches one behind the other, in one call of C: Ctrl-C is raised behind the last and not in between."""
+    deque(map(operator.call, launches), maxlen=0)
+
+
+class Carried:
+    """An array of the host with its copy on the device, which launches bring up to date.
+
+    Parameters
+    ----------
+    host
+        C-contiguous; whoever changes it calls `upload`.
+    """
+
+    def __init__(self, host: NDArray[Any]) -> None:
+        self.host = host
+        words = -(-host.nbytes // 8)
+        self._memory = cupy.zeros(max(1, words), np.int64)
+        self.address: int = self._memory.data.ptr
+        self._sent = bytes(words * 8)
+
+    def upload(self) -> None:
+        """Bring the copy up to date, on the current stream, if the array has changed since the last time."""
+        content = self.host.tobytes().ljust(len(self._sent), b"\0")
+        if content == self._sent:
+            return
+        put = _function(transport(), "transport", "fgd_put")
+        launches = []
+        for start in range(0, len(content), CARRIED):
+            chunk = content[start : start + CARRIED]
+            # an array of one element is handed over by value
+            value = np.frombuffer(chunk.ljust(CARRIED, b"\0"), f"V{CARRIED}")
+            launches.append(partial(put, (1,), (THREADS,), (value, self.address + start, len(chunk) // 8)))
+        run_all(launches)
+        self._sent = content
+
+    def is_up_to_date(self) -> bool:
+        """Whether `upload` would do nothing."""
+        return self.host.tobytes().ljust(len(self._sent), b"\0") == self._sent
+
+
+class _Sums:
+    """Block sums of a sweep, and their sums: of each segment, and of all."""
+
+    def __init__(self, sizes: Sequence[int], columns: int) -> None:
+        first = block_counts(sizes).tolist()
+        self.columns = columns
+        self.blocks = cupy.zeros((first[-1], columns), np.float64)
+        self.launches: list[Launch] = []
+        self._add = _function(transport(), "transport", "fgd_add")
+        self._held: list[Any] = []  # what launches point into
+        self.segments = self._added(self.blocks, list(zip(first[:-1], first[1:], strict=True)))
+        self.total = self._added(self.segments, [(0, len(sizes))]) if len(sizes) != 1 else self.segments
+
+    def _added(self, numbers: Any, spans: list[tuple[int, int]]) -> Any:
+        for parts in branches(spans, FOLDED):
+            table, out = cupy.asarray(parts), cupy.zeros((max(1, len(parts)), self.columns), np.float64)
+            if len(parts):
+                arguments = (numbers.data.ptr, table.data.ptr, len(parts), self.columns, out.data.ptr)
+                self.launches.append(partial(self._add, _grid(len(parts)), (THREADS,), arguments))
+            self._held += [table, numbers]
+            numbers = out
+        return numbers
+
+
+class CupySweep:
+    """One sweep over all segments; see `fastgd.kernels.cpu.CpuSweep`, whose interface this has."""
+
+    def __init__(
+        self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
+    ) -> None:
+        self.sweep = sweep
+        self.dtype = scalars.dtype
+        self.rows = Carried(scalars)
+        self._label = label
+        self._table = tiles(sizes, rows, SUM_BLOCK)
+        self._addresses = Carried(np.zeros((len(sizes), len(sweep.arrays)), np.int64))
+        self._aligned = np.ones(len(sizes), bool)
+        self._bound: dict[str, Sequence[Any]] = {}
+        self.summed = _Sums(sizes, len(sweep.sums)) if sweep.sums else None
+        self._runs = np.zeros((), np.int64)
+        self._launches: list[Launch] = []
+        self._held: list[Any] = []
+        self.before: list[Launch] = []
+        """Launches that go in front of the sweep's own, counted with it."""
+
+    @property
+    def runs(self) -> int:
+        """How often it has been launched to its end; it is counted with the launches, which nothing parts."""
+        return int(self._runs)
+
+    @runs.setter
+    def runs(self, count: int) -> None:
+        self._runs[()] = count
+
+    def bind(self, name: str, arrays: Sequence[Any], where: Where) -> None:
+        """Take the arrays of one quantity; they are kept alive until others are bound under this name."""
+        if name not in self.sweep.arrays:
+            return
+        start = np.array([a.data.ptr for a in arrays], np.int64)
+        addresses = self._addresses.host
+        addresses[:, self.sweep.arrays.index(name)] = start[where.array] + where.offset * self.dtype.itemsize
+        self._bound[name] = arrays
+        aligned = (addresses % VECTOR == 0).all(axis=1)
+        if (aligned != self._aligned).any():
+            self._aligned = aligned
+            self._launches = []
+
+    def prepare(self) -> None:
+        """Compile the kernels or load them from the cache, and lay out their launches."""
+        if self._launches:
+            return
+        text = sweep_source(self.sweep, self.dtype.name, self._label)
+        sums = self.summed.blocks.data.ptr if self.summed else 0
+        launches = []
+        self._held = []
+        for kind, table in zip(("vector", "scalar"), self._parted(), strict=True):
+            function = _function(text, self._label, entry(self._label, self.sweep, kind))
+            if len(table):
+                on_device = cupy.asarray(table)
+                self._held.append(on_device)
+                arguments = (self._addresses.address, self.rows.address, on_device.data.ptr, len(table), sums)
+                launches.append(partial(function, _grid(len(table)), (THREADS,), arguments))
+        count = partial(np.add, self._runs, 1, self._runs)
+        self._launches = [*launches, *(self.summed.launches if self.summed else ()), count]
+
+    def _parted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tiles that vectors can take, and the others; a block of a sum is not parted."""
+        width = VECTOR // self.dtype.itemsize
+        table = self._table
+        aligned = self._aligned[table[:, SEGMENT]]
+        rest = (table[:, HI] - table[:, LO]) % width
+        if self.sweep.sums:
+            fits = aligned & (rest == 0)
+            return table[fits], table[~fits]
+        vector, scalar = table.copy(), table.copy()
+        vector[:, HI] -= rest
+        scalar[aligned, LO] = vector[aligned, HI]
+        return vector[aligned & (vector[:, LO] < vector[:, HI])], scalar[scalar[:, LO] < scalar[:, HI]]
+
+    def cells(self, name: str) -> list[int]:
+        """Addresses of a scalar in all rows."""
+        if name not in self.sweep.scalars:
+            return []
+        rows, columns = self.rows.host.shape
+        column = self.sweep.scalars.index(name)
+        return [self.rows.address + self.dtype.itemsize * (r * columns + column) for r in range(rows)]
+
+    def upload(self) -> None:
+        """Bring addresses and scalars on the device up to date."""
+        self._addresses.upload()
+        self.rows.upload()
+
+    def run(self) -> None:
+        """Launch the update of the arrays; nothing waits for it."""
+        self.prepare()
+        self.upload()
+        run_all([*self.before, *self._launches])
+
+    def resume(self) -> None:
+        """Finish a run that was interrupted: all of it is launched or nothing is."""
+        self.run()
+
+    def sums(self) -> NDArray[np.float64]:
+        """Wait for the sums of the last run, float64, of shape (segments, terms)."""
+        assert self.summed is not None
+        sums: NDArray[np.float64] = self.summed.segments.get()
+        return sums
+
+    def total(self) -> NDArray[np.float64]:
+        """Wait for the sums of the last run over all segments, float64, of shape (terms,)."""
+        assert self.summed is not None
+        total: NDArray[np.float64] = self.summed.total.get()[0]
+        return total
+
+
+class Scalars(MutableMapping[str, NDArray[np.float64]]):
+    """Scalar states on the device, by name; read and set as arrays of the host."""
+
+    def __init__(self, starts: dict[str, NDArray[np.float64]]) -> None:
+        self._names = list(starts)
+        self.array = cupy.asarray(np.array([*starts.values()], np.float64).reshape(len(starts), -1))
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        if name not in self._names:
+            raise KeyError(name)
+        values: NDArray[np.float64] = self.array[self._names.index(name)].get()
+        return values
+
+    def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
+        self.array[self._names.index(name)].set(np.ascontiguousarray(values, np.float64))
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("scalar states are fixed by the rule")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class CupyBetween:
+    """What is computed between two sweeps, where the sums are; see `fastgd.kernels.between.HostBetween`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        groups: int,
+        group_of: NDArray[np.int64],
+        summed: NDArray[np.float64],
+        starts: dict[str, NDArray[np.float64]],
+        sweeps: Sequence[CupySweep],
+        label: str,
+    ) -> None:
+        first, last = sweeps
+        assert plan.combine is not None and first.summed is not None
+        self.prepared = prepared(plan)
+        self.states = Scalars(starts)
+        self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
+        self.given = Carried(np.zeros((groups, len(self._columns))))
+        self._arguments = (plan, label, group_of, summed, first, last)
+        self._held: list[Any] = []
+        self._is_ready = False
+
+    def cells(self, name: str) -> list[int]:
+        """Addresses of what is given for each group under a name, float64."""
+        if name not in self.prepared:
+            return []
+        groups, columns = self.given.host.shape
+        return [self.given.address + 8 * (g * columns + self._columns.index(name)) for g in range(groups)]
+
+    def prepare(self) -> None:
+        """Compile the kernels and put their launches in front of the sweeps'."""
+        if self._is_ready:
+            return
+        plan, label, group_of, summed, first, last = self._arguments
+        per_segment = plan.level == "per_segment"
+        sums = first.summed.segments if per_segment else first.summed.total
+        sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
+        every_group = cupy.arange(len(self.given.host), dtype=np.int64)
+        self._held = [sums, sizes, groups_of, every_group]
+        dtype = first.dtype.name
+
+        def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
+            text = between_source(
+                function,
+                dtype,
+                label,
+                sums=tuple(plan.sweeps[0].sums),
+                states=tuple(self.states),
+                given=self._columns,
+                row=sweep.sweep.scalars,
+                per_segment=per_segment,
+            )
+            kernel = _function(text, label, entry(label, function, "scalars"))
+            blocks = -(-len(groups) // THREADS) if per_segment else 1
+            arguments = (
+                sums.data.ptr,
+                sizes.data.ptr,
+                self.states.array.data.ptr,
+                self.given.address,
+                groups.data.ptr,
+                sweep.rows.address,
+                len(groups),
+            )
+            return partial(kernel, _grid(max(1, blocks)), (THREADS,), arguments)
+
+        if plan.derive:
+            first.before = [launch(plan.derive, first, every_group, False)]
+        last.before = [launch(plan.combine, last, groups_of, per_segment)]
+        self._is_ready = True
+
+    def put(self, index: int, values: Any) -> None:
+        """Take what is prepared for a group."""
+        for column, name in enumerate(self.prepared):
+            self.given.host[index, column] = values[name]
+
+    def begin(self) -> None:
+        """Send what is given; the kernels in front of the sweeps do the rest."""
+        self.prepare()
+        self.given.upload()
+
+    def combine(self) -> None:
+        """Do nothing: the kernel is launched with the last sweep."""
+
+    def keep(self) -> None:
+        """Do nothing: the kernel has stored the states."""
+
+    def share(self, other: CupyBetween) -> None:
+        """Keep the states together with another one."""
+        self.states, self._is_ready = other.states, False
+
+
+class CupyClip:
+    """The gradient's norm, and the factor that clips it, put where the sweeps of a step read it; nobody waits."""
+
+    def __init__(self, sweep: CupySweep, function: Sweep, dtype: np.dtype[Any]) -> None:
+        assert sweep.summed is not None
+        self._sums = sweep
+        self._function = function
+        self._given = Carried(np.zeros((1, len(self._function.scalars))))
+        self._results = cupy.zeros(len(self._function.writes), np.float64)
+        self._one = cupy.ones(1, np.float64)
+        self._zero = cupy.zeros(1, np.int64)
+        self._dtype = dtype
+        self._cells: tuple[list[int], list[int]] | None = None
+        self._launch: Launch | None = None
+        self._held: list[Any] = []
+
+    def aim(self, cells: list[int], wide_cells: list[int]) -> None:
+        """Say where the factor goes: cells of the parameters' dtype, and of float64."""
+        if self._cells == (cells, wide_cells):
+            return
+        sums = self._sums.summed
+        assert sums is not None
+        text = between_source(
+            self._function,
+            self._dtype.name,
+            "gradient",
+            sums=tuple(self._sums.sweep.sums),
+            states=tuple(self._function.writes),
+            given=self._function.scalars,
+            spread="gscale",
+        )
+        kernel = _function(text, "gradient", entry("gradient", self._function, "scalars"))
+        tables = [cupy.asarray(np.array(a, np.int64)) for a in (cells, wide_cells)]
+        self._held = tables
+        arguments = (
+            sums.total.data.ptr,
+            self._one.data.ptr,
+            self._results.data.ptr,
+            self._given.address,
+            self._zero.data.ptr,
+            0,
+            1,
+            tables[0].data.ptr,
+            len(cells),
+            tables[1].data.ptr,
+            len(wide_cells),
+        )
+        self._launch = partial(kernel, (1,), (THREADS,), arguments)
+        self._cells = cells, wide_cells
+
+    def upload(self, **values: float) -> None:
+        """Send what the factor is made of."""
+        for column, name in enumerate(self._function.scalars):
+            self._given.host[0, column] = values[name]
+        self._given.upload()
+        self._sums.prepare()
+        self._sums.upload()
+
+    def run(self) -> None:
+        """Launch the norm and the factor, behind what brings the sweeps' scalars up to date."""
+        assert self._launch is not None
+        self._sums.run()
+        self._launch()
+
+    def norm(self) -> float:
+        """Wait for the norm of the last run."""
+        return float(self._results[list(self._function.writes).index("norm")])
+
+
+class CupyMaker:
+    """Makes sweeps over arrays of a GPU; see `fastgd.backend.Maker`."""
+
+    def __call__(self, *arguments: Any) -> CupySweep:
+        return CupySweep(*arguments)
+
+    def between(
+        self,
+        plan: Plan,
+        groups: int,
+        group_of: NDArray[np.int64],
+        summed: NDArray[np.float64],
+        starts: dict[str, NDArray[np.float64]],
+        sweeps: Sequence[CupySweep],
+        rows: Sequence[NDArray[Any]],
+        label: str,
+    ) -> CupyBetween:
+        """Make what is computed between two sweeps."""
+        return CupyBetween(plan, groups, group_of, summed, starts, sweeps, label)
+
+    def matrix(self, title: str) -> None:
+        """Refuse a matrix rule."""
+        raise HyperparameterError(
+            f"{title} works on whole matrices, which backend 'cupy' does not serve yet: move the parameters to the "
+            "host, or take a rule of elements such as AdamW"
+        )
+
+    def clip(self, sweep: CupySweep, function: Sweep, dtype: np.dtype[Any]) -> CupyClip:
+        """Make the clip of a gradient."""
+        return CupyClip(sweep, function, dtype)
