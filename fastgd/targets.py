@@ -58,9 +58,7 @@ class _Form:
             shapes[str(key)] = as_array(given[key], f"{title}[{key!r}]").shape
         return cls(given, keys, lay_out(shapes))
 
-    def take(
-        self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool
-    ) -> list[tuple[Any, int]]:
+    def take(self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool) -> list[tuple[Any, int]]:
         """Split what mirrors this form into one array and offset for each segment."""
         if isinstance(self.given, FlatParams):
             if isinstance(value, Block) and value.segments == self.segments:
@@ -85,9 +83,7 @@ class _Form:
             taken.append((array, 0))
         return taken
 
-    def _block(
-        self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool
-    ) -> list[tuple[Any, int]]:
+    def _block(self, value: Any, title: str, dtype: np.dtype[Any] | None, writeable: bool) -> list[tuple[Any, int]]:
         array = self._array(value, title, self.given.flat.shape, dtype, writeable)
         return [(array, s.offset) for s in self.segments]
 

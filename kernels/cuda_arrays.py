@@ -59,7 +59,9 @@ def _lent(value: Any, what: str, writeable: bool) -> Any:
     except (RuntimeError, BufferError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         advice = ": pass x.detach()" if "grad" in reason else ""
-        raise ArrayError(f"{what} cannot be shared with CuPy, given {type(value).__name__}: {reason}{advice}") from error
+        raise ArrayError(
+            f"{what} cannot be shared with CuPy, given {type(value).__name__}: {reason}{advice}"
+        ) from error
 
 
 def _refuse_other_stream(tensor: Any, what: str) -> None:
