@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.backend import as_array, sweep_maker
+from fastgd.backend import maker
 from fastgd.checks import checked_number
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
@@ -32,6 +32,7 @@ from fastgd.kernels.plan import Plan, plan
 from fastgd.kernels.rule import Rule, state_name, step_number
 from fastgd.kernels.rules import RULES
 from fastgd.launch import Launch
+from fastgd.memory import address, as_array
 from fastgd.targets import Arrays, Targets
 
 __all__ = sorted(f"{name}_" for name in RULES)
@@ -56,7 +57,8 @@ class _Call:
 
     def __init__(self, form: _Form, rule: Rule, parameters: NDArray[Any]) -> None:
         targets = Targets.of([{"params": parameters}], True)
-        self._launch = Launch(form.plan, {0: rule}, [0], targets, sweep_maker("numba", None))
+        make = maker("cupy" if targets.gpu else "numba", None)
+        self._launch = Launch(form.plan, {0: rule}, [0], targets, make)
         self._launch_all = self._launch.compile()
         self._addresses = [0] * (2 + len(form.plan.states))
         self._runs = 0
@@ -70,7 +72,7 @@ class _Call:
         ArrayError
             If two of them share memory.
         """
-        addresses = [a.ctypes.data for a in arrays]
+        addresses = [address(a) for a in arrays]
         if addresses == self._addresses:
             return
         spans = sorted(zip(addresses, (a.nbytes for a in arrays), names, strict=True))
@@ -105,7 +107,7 @@ class _Form:
     def __init__(self, rule: Rule) -> None:
         self.plan = plan(rule)
         self.written = frozenset(a for sweep in self.plan.steps for a in sweep.writes)
-        self._idle: dict[tuple[int, str], list[_Call]] = {}
+        self._idle: dict[tuple[int, str, int | None], list[_Call]] = {}
         self._shapes: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
 
     def take(self, given: Sequence[Any], title: str) -> dict[str, NDArray[Any]]:
@@ -127,6 +129,8 @@ class _Form:
             if array.shape != shapes[name]:
                 whose = "the shape of p, " if shapes[name] == first.shape else "shape "
                 raise ArrayError(f"{name} must have {whose}{shapes[name]}, given {array.shape}")
+            if isinstance(array, np.ndarray) != isinstance(first, np.ndarray):
+                raise ArrayError(f"{name} must lie in the memory of p, one of both is on a GPU: move it")
             if array.dtype != first.dtype:
                 raise ArrayError(f"{name} must have the dtype of p, {first.dtype}, given {array.dtype}")
         return arrays
@@ -143,7 +147,7 @@ class _Form:
         """Launch that no other call is using, on whatever thread, and the list to which it is given back."""
         if self.plan.matrix is not None:  # it would keep the caller's memory alive
             return _Call(self, rule, first), []
-        key = first.size, first.dtype.char
+        key = first.size, first.dtype.char, None if isinstance(first, np.ndarray) else first.device.id
         if len(self._idle) > _MOST_SIZES:
             self._idle.clear()
         idle = self._idle.setdefault(key, [])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastgd.kernels.between import prepared
 from fastgd.kernels.blocks import HI, LO, SEGMENT, SUM_BLOCK, Where, block_counts, branches, tiles
 from fastgd.kernels.cubin import cubin
-from fastgd.kernels.cuda_source import CARRIED, FOLDED, THREADS, VECTOR, between_source, entry, sweep_source, transport
+from fastgd.kernels.cuda_source import CARRIED, FOLDED, THREADS, VECTOR, between_source, entry, service_source, sweep_source
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import Plan
@@ -71,8 +71,8 @@ class Carried:
     def __init__(self, host: NDArray[Any]) -> None:
         self.host = host
         words = -(-host.nbytes // 8)
-        self._memory = cupy.zeros(max(1, words), np.int64)
-        self.address: int = self._memory.data.ptr
+        self.memory = cupy.zeros(max(1, words), np.int64)
+        """The copy; an argument of launches."""
         self._sent = bytes(words * 8)
 
     def upload(self) -> None:
@@ -80,41 +80,41 @@ class Carried:
         content = self.host.tobytes().ljust(len(self._sent), b"\0")
         if content == self._sent:
             return
-        put = _function(transport(), "transport", "fgd_put")
+        put = _function(service_source(), "service", "fgd_put")
         launches = []
         for start in range(0, len(content), CARRIED):
             chunk = content[start : start + CARRIED]
             # an array of one element is handed over by value
             value = np.frombuffer(chunk.ljust(CARRIED, b"\0"), f"V{CARRIED}")
-            launches.append(partial(put, (1,), (THREADS,), (value, self.address + start, len(chunk) // 8)))
+            launches.append(partial(put, (1,), (THREADS,), (value, self.memory[start // 8 :], len(chunk) // 8)))
         run_all(launches)
         self._sent = content
 
-    def is_up_to_date(self) -> bool:
-        """Whether `upload` would do nothing."""
-        return self.host.tobytes().ljust(len(self._sent), b"\0") == self._sent
+    def cells(self, column: int) -> list[int]:
+        """Addresses of a column's numbers."""
+        rows, columns = self.host.shape
+        start: int = self.memory.data.ptr
+        return [start + self.host.itemsize * (r * columns + column) for r in range(rows)]
 
 
 class _Sums:
-    """Block sums of a sweep, and their sums: of each segment, and of all."""
+    """Block sums of a sweep, and their sums: of each segment, and, where that is wanted, of all."""
 
-    def __init__(self, sizes: Sequence[int], columns: int) -> None:
+    def __init__(self, sizes: Sequence[int], columns: int, *, total: bool) -> None:
         first = block_counts(sizes).tolist()
         self.columns = columns
         self.blocks = cupy.zeros((first[-1], columns), np.float64)
         self.launches: list[Launch] = []
-        self._add = _function(transport(), "transport", "fgd_add")
-        self._held: list[Any] = []  # what launches point into
+        self._add = _function(service_source(), "service", "fgd_add")
         self.segments = self._added(self.blocks, list(zip(first[:-1], first[1:], strict=True)))
-        self.total = self._added(self.segments, [(0, len(sizes))]) if len(sizes) != 1 else self.segments
+        self.total = self._added(self.segments, [(0, len(sizes))]) if total and len(sizes) != 1 else self.segments
 
     def _added(self, numbers: Any, spans: list[tuple[int, int]]) -> Any:
         for parts in branches(spans, FOLDED):
             table, out = cupy.asarray(parts), cupy.zeros((max(1, len(parts)), self.columns), np.float64)
             if len(parts):
-                arguments = (numbers.data.ptr, table.data.ptr, len(parts), self.columns, out.data.ptr)
+                arguments = (numbers, table, len(parts), self.columns, out)
                 self.launches.append(partial(self._add, _grid(len(parts)), (THREADS,), arguments))
-            self._held += [table, numbers]
             numbers = out
         return numbers
 
@@ -133,12 +133,13 @@ class CupySweep:
         self._addresses = Carried(np.zeros((len(sizes), len(sweep.arrays)), np.int64))
         self._aligned = np.ones(len(sizes), bool)
         self._bound: dict[str, Sequence[Any]] = {}
-        self.summed = _Sums(sizes, len(sweep.sums)) if sweep.sums else None
+        self.summed = _Sums(sizes, len(sweep.sums), total=sweep.level == "total") if sweep.sums else None
         self._runs = np.zeros((), np.int64)
+        self.count: Launch = partial(np.add, self._runs, 1, self._runs)
+        """Counts a run; it must stand behind the launches, with nothing that could part them."""
+        self._before: list[Launch] = []
         self._launches: list[Launch] = []
-        self._held: list[Any] = []
-        self.before: list[Launch] = []
-        """Launches that go in front of the sweep's own, counted with it."""
+        self._is_laid_out = False
 
     @property
     def runs(self) -> int:
@@ -160,25 +161,27 @@ class CupySweep:
         aligned = (addresses % VECTOR == 0).all(axis=1)
         if (aligned != self._aligned).any():
             self._aligned = aligned
-            self._launches = []
+            self._is_laid_out = False
 
     def prepare(self) -> None:
         """Compile the kernels or load them from the cache, and lay out their launches."""
-        if self._launches:
+        if self._is_laid_out:
             return
+        self._is_laid_out = True
         text = sweep_source(self.sweep, self.dtype.name, self._label)
-        sums = self.summed.blocks.data.ptr if self.summed else 0
+        sums = self.summed.blocks if self.summed else 0
         launches = []
-        self._held = []
         for kind, table in zip(("vector", "scalar"), self._parted(), strict=True):
             function = _function(text, self._label, entry(self._label, self.sweep, kind))
             if len(table):
-                on_device = cupy.asarray(table)
-                self._held.append(on_device)
-                arguments = (self._addresses.address, self.rows.address, on_device.data.ptr, len(table), sums)
+                arguments = (self._addresses.memory, self.rows.memory, cupy.asarray(table), len(table), sums)
                 launches.append(partial(function, _grid(len(table)), (THREADS,), arguments))
-        count = partial(np.add, self._runs, 1, self._runs)
-        self._launches = [*launches, *(self.summed.launches if self.summed else ()), count]
+        self._launches = [*self._before, *launches, *(self.summed.launches if self.summed else ())]
+
+    def put_before(self, launches: list[Launch]) -> None:
+        """Have launches in front of the sweep's own, as a part of it."""
+        self._before = launches
+        self._is_laid_out = False
 
     def _parted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tiles that vectors can take, and the others; a block of a sum is not parted."""
@@ -198,20 +201,24 @@ class CupySweep:
         """Addresses of a scalar in all rows."""
         if name not in self.sweep.scalars:
             return []
-        rows, columns = self.rows.host.shape
-        column = self.sweep.scalars.index(name)
-        return [self.rows.address + self.dtype.itemsize * (r * columns + column) for r in range(rows)]
+        return self.rows.cells(self.sweep.scalars.index(name))
 
     def upload(self) -> None:
         """Bring addresses and scalars on the device up to date."""
         self._addresses.upload()
         self.rows.upload()
 
+    @property
+    def launches(self) -> list[Launch]:
+        """What `run` launches, in a list that is replaced when it changes."""
+        self.prepare()
+        return self._launches
+
     def run(self) -> None:
         """Launch the update of the arrays; nothing waits for it."""
         self.prepare()
         self.upload()
-        run_all([*self.before, *self._launches])
+        run_all([*self._launches, self.count])
 
     def resume(self) -> None:
         """Finish a run that was interrupted: all of it is launched or nothing is."""
@@ -225,7 +232,7 @@ class CupySweep:
 
     def total(self) -> NDArray[np.float64]:
         """Wait for the sums of the last run over all segments, float64, of shape (terms,)."""
-        assert self.summed is not None
+        assert self.summed is not None and self.sweep.level == "total"
         total: NDArray[np.float64] = self.summed.total.get()[0]
         return total
 
@@ -235,7 +242,7 @@ class Scalars(MutableMapping[str, NDArray[np.float64]]):
 
     def __init__(self, starts: dict[str, NDArray[np.float64]]) -> None:
         self._names = list(starts)
-        self.array = cupy.asarray(np.array([*starts.values()], np.float64).reshape(len(starts), -1))
+        self.array = cupy.asarray(np.array([*starts.values()], np.float64) if starts else np.zeros((0, 1)))
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         if name not in self._names:
@@ -276,15 +283,13 @@ class CupyBetween:
         self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
         self.given = Carried(np.zeros((groups, len(self._columns))))
         self._arguments = (plan, label, group_of, summed, first, last)
-        self._held: list[Any] = []
         self._is_ready = False
 
     def cells(self, name: str) -> list[int]:
         """Addresses of what is given for each group under a name, float64."""
         if name not in self.prepared:
             return []
-        groups, columns = self.given.host.shape
-        return [self.given.address + 8 * (g * columns + self._columns.index(name)) for g in range(groups)]
+        return self.given.cells(self._columns.index(name))
 
     def prepare(self) -> None:
         """Compile the kernels and put their launches in front of the sweeps'."""
@@ -295,7 +300,6 @@ class CupyBetween:
         sums = first.summed.segments if per_segment else first.summed.total
         sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
         every_group = cupy.arange(len(self.given.host), dtype=np.int64)
-        self._held = [sums, sizes, groups_of, every_group]
         dtype = first.dtype.name
 
         def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
@@ -312,19 +316,19 @@ class CupyBetween:
             kernel = _function(text, label, entry(label, function, "scalars"))
             blocks = -(-len(groups) // THREADS) if per_segment else 1
             arguments = (
-                sums.data.ptr,
-                sizes.data.ptr,
-                self.states.array.data.ptr,
-                self.given.address,
-                groups.data.ptr,
-                sweep.rows.address,
+                sums,
+                sizes,
+                self.states.array,
+                self.given.memory,
+                groups,
+                sweep.rows.memory,
                 len(groups),
             )
             return partial(kernel, _grid(max(1, blocks)), (THREADS,), arguments)
 
         if plan.derive:
-            first.before = [launch(plan.derive, first, every_group, False)]
-        last.before = [launch(plan.combine, last, groups_of, per_segment)]
+            first.put_before([launch(plan.derive, first, every_group, False)])
+        last.put_before([launch(plan.combine, last, groups_of, per_segment)])
         self._is_ready = True
 
     def put(self, index: int, values: Any) -> None:
@@ -362,7 +366,6 @@ class CupyClip:
         self._dtype = dtype
         self._cells: tuple[list[int], list[int]] | None = None
         self._launch: Launch | None = None
-        self._held: list[Any] = []
 
     def aim(self, cells: list[int], wide_cells: list[int]) -> None:
         """Say where the factor goes: cells of the parameters' dtype, and of float64."""
@@ -380,21 +383,11 @@ class CupyClip:
             spread="gscale",
         )
         kernel = _function(text, "gradient", entry("gradient", self._function, "scalars"))
-        tables = [cupy.asarray(np.array(a, np.int64)) for a in (cells, wide_cells)]
-        self._held = tables
-        arguments = (
-            sums.total.data.ptr,
-            self._one.data.ptr,
-            self._results.data.ptr,
-            self._given.address,
-            self._zero.data.ptr,
-            0,
-            1,
-            tables[0].data.ptr,
-            len(cells),
-            tables[1].data.ptr,
-            len(wide_cells),
-        )
+        narrow, wide = (cupy.asarray(np.array(addresses, np.int64)) for addresses in (cells, wide_cells))
+        given = self._given.memory
+        no_rows = 0
+        arguments = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
+        arguments += (narrow, len(cells), wide, len(wide_cells))
         self._launch = partial(kernel, (1,), (THREADS,), arguments)
         self._cells = cells, wide_cells
 
@@ -406,11 +399,15 @@ class CupyClip:
         self._sums.prepare()
         self._sums.upload()
 
+    @property
+    def launches(self) -> list[Launch]:
+        """What `run` launches."""
+        assert self._launch is not None
+        return [*self._sums.launches, self._launch]
+
     def run(self) -> None:
         """Launch the norm and the factor, behind what brings the sweeps' scalars up to date."""
-        assert self._launch is not None
-        self._sums.run()
-        self._launch()
+        run_all(self.launches)
 
     def norm(self) -> float:
         """Wait for the norm of the last run."""

@@ -1,6 +1,7 @@
 """Whole translation units of CUDA C++: the printed rule, what carries it over memory, and the kernels' entry points.
 
-They include nothing, so that NVRTC needs no folder of headers. The hand-written part is ``transport.cuh``.
+They include nothing, so that NVRTC needs no folder of headers. Written by hand are ``transport.cuh``, which carries a
+rule over memory, and ``service.cuh``.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ VECTOR = 16
 
 
 @cache
-def transport() -> str:
-    """Text of ``transport.cuh``."""
-    return (Path(__file__).parent / "transport.cuh").read_text(encoding="utf-8")
+def _text(file: str) -> str:
+    return (Path(__file__).parent / file).read_text(encoding="utf-8")
+
+
+def service_source() -> str:
+    """Translation unit of the kernels that are the same for every rule: ``fgd_add`` and ``fgd_put``."""
+    return _text("transport.cuh") + _text("service.cuh")
 
 
 def real(dtype: DType) -> str:
@@ -76,7 +81,7 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
             f"    fgd_sweep<fgd_Rule, {width}>(arrays, rows, table, tiles, block_sums);",
             "}",
         ]
-    return "\n".join([transport(), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"
+    return "\n".join([_text("transport.cuh"), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"
 
 
 def between_source(
@@ -160,4 +165,4 @@ def between_source(
             f"    for (i64 j = threadIdx.x; j < wide_count; j += FGD_THREADS) *wide_cells[j] = {taken(spread)};",
         ]
     lines += ["}"]
-    return "\n".join([transport(), cxx_text(function, "fgd_function", "float64"), *lines]) + "\n"
+    return "\n".join([_text("transport.cuh"), cxx_text(function, "fgd_function", "float64"), *lines]) + "\n"

@@ -1,14 +1,12 @@
-// What carries a rule's arithmetic over memory: the loops of every sweep, the sums in their one fixed shape, and how
-// numbers of the host reach the device. NVRTC compiles it behind the printed rule; so does g++, for tests.
+// What carries a rule's arithmetic over memory: the loop of every sweep, and its sums in their one fixed shape. NVRTC
+// compiles it with the printed rule; so does g++, for tests.
 //
 // It needs no header. Whoever compiles it switches contraction and flush-to-zero off, and IEEE division and root on:
 // the results are then those of every other backend, bit for bit.
 
 typedef long long i64;
 
-#define FGD_THREADS 256   // of a block, and lanes of a sum
-#define FGD_FOLDED 2048   // most numbers that one block adds by the tree
-#define FGD_CARRIED 3584  // bytes that a launch takes along; all parameters of a kernel must fit into 4096
+#define FGD_THREADS 256  // of a block, and lanes of a sum
 
 static __device__ __forceinline__ float fgd_sqrt(float x) { return __fsqrt_rn(x); }
 static __device__ __forceinline__ double fgd_sqrt(double x) { return __dsqrt_rn(x); }
@@ -128,46 +126,4 @@ static __device__ __forceinline__ void fgd_sweep(typename Rule::T *const *arrays
         }
         if (Rule::SUMMED) fgd_fold_lanes<Rule>(lane, shared, block_sums + tile.first * Rule::SUMS);
     }
-}
-
-// ---- sums of sums ---------------------------------------------------------------------------------------------------
-
-// Adds the numbers lo..hi of each column of `in` by the pairwise tree, one block to a row of `parts`: its lo and hi.
-// Parts of FGD_FOLDED numbers are whole branches of the tree of all, so that a sum may be added in several goes.
-extern "C" __global__ void __launch_bounds__(FGD_THREADS)
-    fgd_add(const double *in, const i64 *parts, i64 count, i64 columns, double *out) {
-    __shared__ double shared[FGD_FOLDED];
-    const int thread = threadIdx.x;
-    for (i64 part = blockIdx.x; part < count; part += gridDim.x) {
-        const i64 lo = parts[2 * part];
-        const int all = (int)(parts[2 * part + 1] - lo);
-        for (i64 k = 0; k < columns; k++) {
-            __syncthreads();
-            for (int j = thread; j < all; j += FGD_THREADS) shared[j] = in[(lo + j) * columns + k];
-            for (int n = all; n > 1; n -= n / 2) {
-                const int pairs = n / 2, left = n - pairs;
-                for (int from = 0; from < left; from += FGD_THREADS) {
-                    const int j = from + thread;
-                    double sum = 0;
-                    __syncthreads();
-                    if (j < pairs) sum = shared[2 * j] + shared[2 * j + 1];
-                    else if (j < left) sum = shared[n - 1];
-                    __syncthreads();  // all have read what is overwritten now
-                    if (j < left) shared[j] = sum;
-                }
-            }
-            if (thread == 0) out[part * columns + k] = all ? shared[0] : 0;
-        }
-    }
-}
-
-// ---- numbers of the host --------------------------------------------------------------------------------------------
-
-struct fgd_Carried {
-    i64 word[FGD_CARRIED / 8];
-};
-
-// Stores what the launch itself takes along: no memory of the host is read later, and nobody waits.
-extern "C" __global__ void __launch_bounds__(FGD_THREADS) fgd_put(fgd_Carried carried, i64 *to, i64 words) {
-    for (int j = threadIdx.x; j < words; j += FGD_THREADS) to[j] = carried.word[j];
 }

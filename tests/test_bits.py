@@ -12,6 +12,7 @@ from cxx import GXX, CxxSweep, build, source
 
 import fastgd
 from fastgd import optimizer
+from fastgd.backend import HostMaker
 from fastgd.kernels.cpu import CpuSweep
 from fastgd.kernels.plan import plan
 from fastgd.kernels.tail import Tail
@@ -116,7 +117,7 @@ def compiled():
 def test_cxx_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special, monkeypatch, compiled):
     arguments = (rule_class, values, dtype, tail, special)
     reference = trace(*arguments, backend="numpy")
-    monkeypatch.setattr(optimizer, "sweep_maker", lambda backend, threads: CxxSweep)
+    monkeypatch.setattr(optimizer, "maker", lambda backend, threads: HostMaker(CxxSweep))
     assert_same(reference, trace(*arguments))
 
 
