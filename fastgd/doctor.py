@@ -11,7 +11,7 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time, sleep
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import backends
+from fastgd.kernels.driver import Driver
 from fastgd.kernels.plan import plan
 from fastgd.kernels.rules import RULES
 
@@ -86,8 +87,8 @@ def examine() -> list[Finding]:
     Returns
     -------
     list of Finding
-        Versions, backends, compiler, threads, threading layer, SIMD, denormals, cache and the time of a matmul
-        between steps. Without a compiler that works the list ends there.
+        Versions, backends, compiler, threads, threading layer, SIMD, denormals, cache, the time of a matmul between
+        steps and, where CuPy is installed, the GPU. Without a compiler that works the list ends there.
 
     Examples
     --------
@@ -109,6 +110,8 @@ def examine() -> list[Finding]:
         "denormals": lambda: _denormals(used),
         "cache": _cache,
     }
+    if util.find_spec("cupy") is not None:
+        probes["GPU"] = _gpu
     for name, probe in probes.items():
         try:
             findings.append(probe())
@@ -144,6 +147,48 @@ def _backends() -> list[Finding]:
         else Finding(f"backend {name}", f"not available: {status.reason}", "note", status.remedy)
         for name, status in backends().items()
     ]
+
+
+def _gpu() -> Finding:
+    from fastgd.kernels.cubin import nvrtc_version
+    from fastgd.kernels.driver import find
+    from fastgd.kernels.errors import BackendUnavailable
+
+    try:
+        compiler, missing = f"NVRTC {nvrtc_version()} compiles for it", ""
+    except BackendUnavailable as error:
+        compiler, _, missing = str(error).partition("; ")
+    driver, reason = find()
+    return judge_gpu(driver, reason, compiler, missing)
+
+
+def judge_gpu(driver: Driver | None, reason: str, compiler: str, missing: str) -> Finding:
+    """Say what CuPy's kernels have to run on.
+
+    Parameters
+    ----------
+    driver, reason
+        What `fastgd.kernels.driver.find` gives.
+    compiler
+        What is to be said of the compiler of their CUDA C++.
+    missing
+        What to do about it, or empty.
+    """
+    if driver is None:
+        parts = [reason]
+    else:
+        parts = [f"driver of CUDA {driver.version[0]}.{driver.version[1]}"]
+        parts += [
+            f"{number}: {device.name}, compute capability {device.capability[0]}.{device.capability[1]}, "
+            f"{device.memory / 1e9:.1f} GB"
+            for number, device in enumerate(driver.devices)
+        ] or ["no device"]
+    value = "; ".join([*parts, compiler])
+    if missing:
+        return Finding("GPU", value, "warn", missing)
+    if driver is None or not driver.devices:
+        return Finding("GPU", value, "note", "nothing to do for arrays of NumPy; the backend cupy needs one")
+    return Finding("GPU", value)
 
 
 def _compiler() -> tuple[Finding, str]:
@@ -338,7 +383,7 @@ def _cache() -> Finding:
         value = f"not in use, every process compiles anew: {reason}"
         return Finding("cache", value, "note" if off else "warn", cure)
     sizes = []
-    for path in folder.glob("*.kernel"):
+    for path in (*folder.glob("*.kernel"), *folder.glob("*.cubin")):
         try:
             sizes.append(path.stat().st_size)
         except OSError:  # just replaced or removed by another process

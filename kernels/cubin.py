@@ -210,17 +210,28 @@ def resources(path: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def _output(tool: str, *arguments: str) -> str:
-    program = shutil.which(tool)
+def tool(name: str) -> str:
+    """Find a program of NVIDIA's: one of its packages, else of a toolkit that is installed.
+
+    Raises
+    ------
+    BackendUnavailable
+        If it is not there; with the command that adds it.
+    """
     try:
         from cuda.pathfinder import find_nvidia_binary_utility
-
-        program = find_nvidia_binary_utility(tool) or program
     except ImportError:
-        pass
+        program = None
+    else:
+        program = find_nvidia_binary_utility(name)
+    program = program or shutil.which(name)
     if program is None:
-        raise BackendUnavailable(f"{tool} is not installed; pip install nvidia-cuda-{tool}")
-    done = subprocess.run([program, *arguments], capture_output=True, text=True)
+        raise BackendUnavailable(f"{name} is not installed; pip install nvidia-cuda-{name}")
+    return program
+
+
+def _output(name: str, *arguments: str) -> str:
+    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise BackendUnavailable(f"{tool} cannot read {arguments[-1]}: {done.stderr.strip()}")
+        raise BackendUnavailable(f"{name} cannot read {arguments[-1]}: {done.stderr.strip()}")
     return done.stdout

@@ -16,9 +16,10 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-import cxx
+import sass
 
 from fastgd.cli import main
+from fastgd.kernels.cuda_source import entry, sweep_source
 from fastgd.kernels.plan import describe, plan
 from fastgd.kernels.printers import numpy_text, scalar_text
 from fastgd.kernels.rules import RULES
@@ -136,16 +137,47 @@ def test_numba_is_rule_and_tile_of_every_sweep(shown):
         assert tile_text(sweep) in text
 
 
-@pytest.mark.skipif(cxx.GXX is None, reason="no g++")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_cuda_is_cxx_that_compiles(shown, tmp_path, dtype):
-    file = tmp_path / "rule.cpp"
-    file.write_text(cxx.HEAD + shown("lamb", "--target", "cuda", "--dtype", dtype))
-    done = subprocess.run([cxx.GXX, "-std=c++17", "-fsyntax-only", str(file)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    real = {"float32": "float", "float64": "double"}[dtype]
-    assert f"void update({real} v_p" in file.read_text()
-    assert "void combine(double v_pp" in file.read_text()
+def test_cuda_is_the_text_that_is_compiled(shown, dtype):
+    text = shown("lamb", "--target", "cuda", "--dtype", dtype)
+    for sweep in plan(LAMB()).sweeps:
+        assert f"// sweep {sweep.name}\n{sweep_source(sweep, dtype, 'lamb')}" in text
+    assert "void combine(double v_pp" in text
+    (sweep,) = plan(RULES["adamw"]()).sweeps
+    assert shown("adamw", "--target", "cuda", "--dtype", dtype, "--backend", "cupy") == sweep_source(
+        sweep, dtype, "adamw"
+    )
+
+
+@sass.needs_compiler
+def test_ptx_is_of_the_architecture_and_every_sweep(shown):
+    text = shown("lamb", "--target", "ptx")
+    assert text.count(".target sm_90") == 2
+    for sweep in plan(LAMB()).sweeps:
+        assert f"// sweep {sweep.name}\n" in text
+        assert f".entry {entry('lamb', sweep, 'vector')}(" in text
+    text = shown("gd", "--target", "ptx", "--arch", "sm_120", "--dtype", "float64")
+    assert ".target sm_120" in text and "mul.rn.f64" in text
+
+
+@sass.needs_tools
+def test_sass_is_machine_code(shown):
+    assert "LDG.E.128" in shown("gd", "--target", "sass", "--arch", "sm_80")
+
+
+@sass.needs_compiler
+@pytest.mark.parametrize("target", ["ptx", "sass"])
+def test_an_architecture_that_the_compiler_does_not_know_is_named(kernels, target):
+    code, out, err = kernels("show", "gd", "--target", target, "--arch", "sm_12")
+    assert (code, out) == (2, "")
+    assert re.search(rf"--target {target}: NVRTC \S+ compiles for architectures 75, .*90.*, given 12", err)
+
+
+def test_without_the_compiler_the_command_that_adds_it_is_named(kernels, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    code, out, err = kernels("show", "gd", "--target", "ptx")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and 'pip install "fastgd[cupy13]"' in err
 
 
 @pytest.mark.parametrize(
@@ -211,7 +243,10 @@ def test_the_source_as_written_says_that_it_is_not_folded(kernels):
     [
         (("adamx",), ("'adamx'", "adam, adamax, adamw", "did you mean adamax?")),
         (("zzz",), ("'zzz'", "adam, adamax, adamw")),
-        (("adam", "--target", "lvm"), ("'lvm'", "rule, numpy, numba, llvm, asm, cuda", "did you mean llvm?")),
+        (
+            ("adam", "--target", "lvm"),
+            ("'lvm'", "rule, numpy, numba, llvm, asm, cuda, ptx, sass", "did you mean llvm?"),
+        ),
         (("adam", "--dtype", "float16"), ("'float16'", "float32, float64", "did you mean float64?")),
         (("adam", "--option", "amsgrd=true"), ("'amsgrd'", "weight_decay, amsgrad", "did you mean amsgrad?")),
         (
@@ -227,6 +262,11 @@ def test_the_source_as_written_says_that_it_is_not_folded(kernels):
         (("adam", "--option", "eps_mode=both"), ("'both'", "'outside', 'hat', 'inside'")),
         (("sgd", "--option", "nesterov=true"), ("nesterov needs momentum",)),
         (("adam", "--parallel"), ("--parallel", "llvm or asm", "--target rule")),
+        (("adam", "--backend", "cupy"), ("--backend", "cuda, ptx or sass", "--target rule")),
+        (("adam", "--target", "cuda", "--backend", "cuppy"), ("'cuppy'", "cupy", "did you mean cupy?")),
+        (("adam", "--target", "cuda", "--backend", "numba-cuda"), ("'numba-cuda'", "must be cupy", "no kernels yet")),
+        (("adam", "--target", "cuda", "--arch", "sm_90"), ("--arch", "ptx or sass", "--target cuda")),
+        (("adam", "--target", "ptx", "--arch", "90"), ("'90'", "such as sm_90")),
         ((), ("RULE",)),
     ],
 )

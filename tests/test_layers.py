@@ -17,7 +17,7 @@ LAYERS = [
     ["kernels.errors"],
     ["kernels.squares"],
     ["kernels.language", "kernels.tail", "kernels.rule", "kernels.matrix", "kernels.rules", "kernels.plan"],
-    ["kernels.printers", "kernels.storage", "kernels.blocks"],
+    ["kernels.printers", "kernels.storage", "kernels.blocks", "kernels.cuda_source"],
     ["kernels.disk_cache", "kernels.driver"],
     ["kernels.cpu_cache", "kernels.cpu_threads", "kernels.cubin"],
     ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_cupy", "kernels.reference"],

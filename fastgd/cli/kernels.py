@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +25,11 @@ _LANGUAGES = {  # Pygments' names
     "llvm": "llvm",
     "asm": "gas",
     "cuda": "cuda",
+    "ptx": "ptx",
+    "sass": "gas",
 }
 _COMPILED = ("llvm", "asm")
+_ON_GPU = ("cuda", "ptx", "sass")
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 commands = typer.Typer(no_args_is_help=True, help="List the update rules and show what each is compiled to.")
@@ -74,9 +78,11 @@ def show_rule(
     max_value: Annotated[bool, typer.Option("--max-value", help="With the clip of each element.")] = False,
     zero_grad: Annotated[bool, typer.Option("--zero-grad", help="With g = 0 in the tail.")] = False,
     parallel: Annotated[bool, typer.Option("--parallel", help="The kernel for threads; of llvm and asm.")] = False,
+    backend: Annotated[str | None, typer.Option(help="Whose kernel; of cuda, ptx and sass: cupy.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Architecture of ptx and sass; without one sm_90.")] = None,
 ) -> None:
     """Show a rule as written, as printed for a target, or as compiled for this machine."""
-    from fastgd.kernels.errors import FastGDError
+    from fastgd.kernels.errors import BackendUnavailable, FastGDError
     from fastgd.kernels.plan import plan
     from fastgd.kernels.rules import RULES
     from fastgd.kernels.tail import Tail
@@ -86,8 +92,17 @@ def show_rule(
     _known("--target", target, _LANGUAGES)
     _known("--dtype", dtype, ("float32", "float64"))
     tail = Tail("lookahead" if lookahead else "ema" if ema else "", max_value, zero_grad)
-    if parallel and target not in _COMPILED:
-        raise typer.BadParameter(f"--parallel goes with --target {' or '.join(_COMPILED)}, given --target {target}")
+    if parallel:
+        _goes_with("--parallel", _COMPILED, target)
+    if backend is not None:
+        _goes_with("--backend", _ON_GPU, target)
+        if backend == "numba-cuda":
+            raise typer.BadParameter("--backend must be cupy, given 'numba-cuda', for which there are no kernels yet")
+        _known("--backend", backend, ("cupy",))
+    if arch is not None:
+        _goes_with("--arch", _ON_GPU[1:], target)
+        if not re.fullmatch("sm_[0-9]+", arch):
+            raise typer.BadParameter(f"--arch must be sm_ and a number, such as sm_90, given {arch!r}")
     try:
         chosen = RULES[name](**_settings(RULES[name], option or []))
         planned = plan(chosen, tail)
@@ -105,10 +120,16 @@ def show_rule(
         "numpy": lambda: _numpy(planned, dtype),  # type: ignore[arg-type]  # checked above
         "numba": lambda: _numba(planned, dtype),  # type: ignore[arg-type]  # checked above
         "llvm": lambda: _linked(_compiled(planned, dtype, name, parallel, "inspect_llvm")),
-        "asm": lambda: _assembled(planned, _compiled(planned, dtype, name, parallel, "inspect_asm")),
-        "cuda": lambda: _cuda(planned, dtype),  # type: ignore[arg-type]  # checked above
+        "asm": lambda: _headed(planned, _compiled(planned, dtype, name, parallel, "inspect_asm"), "#"),
+        "cuda": lambda: _cuda(planned, dtype, name),  # type: ignore[arg-type]  # checked above
+        "ptx": lambda: _on_gpu(planned, dtype, name, _ptx, arch),  # type: ignore[arg-type]
+        "sass": lambda: _on_gpu(planned, dtype, name, _sass, arch),  # type: ignore[arg-type]
     }
-    show_code(texts[target](), _LANGUAGES[target])
+    try:
+        text = texts[target]()
+    except BackendUnavailable as error:  # no compiler, or none for that architecture
+        raise typer.BadParameter(f"--target {target}: {error}") from None
+    show_code(text, _LANGUAGES[target])
 
 
 # ---- what was asked for ------------------------------------------------------------------------------------------
@@ -120,6 +141,12 @@ def _known(what: str, given: str, known: Iterable[str]) -> None:
         close = get_close_matches(given, names, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise typer.BadParameter(f"{what} must be one of {', '.join(names)}, given {given!r}{hint}")
+
+
+def _goes_with(option: str, targets: Sequence[str], target: str) -> None:
+    if target not in targets:
+        *others, last = targets
+        raise typer.BadParameter(f"{option} goes with --target {', '.join(others)} or {last}, given --target {target}")
 
 
 def _settable(rule_class: type[Rule]) -> dict[str, str]:
@@ -196,13 +223,35 @@ def _numba(planned: Plan, dtype: DType) -> str:
     return "\n\n".join(texts)
 
 
-def _cuda(planned: Plan, dtype: DType) -> str:
+def _cuda(planned: Plan, dtype: DType, label: str) -> str:
+    from fastgd.kernels.cuda_source import sweep_source
     from fastgd.kernels.printers import cxx_text
 
-    texts = [cxx_text(sweep, sweep.name, dtype) for sweep in planned.sweeps]
-    if planned.combine is not None:  # always in float64
-        texts.insert(1, cxx_text(planned.combine, "combine", "float64"))
-    return "\n".join(texts)
+    texts = [sweep_source(sweep, dtype, label) for sweep in planned.sweeps]
+    text = _headed(planned, texts, "//")
+    if planned.combine is not None:
+        text += "\n// between the sweeps, in float64\n" + cxx_text(planned.combine, "combine", "float64")
+    return text
+
+
+def _on_gpu(planned: Plan, dtype: DType, label: str, form: Callable[[str, str, str], str], arch: str | None) -> str:
+    from fastgd.kernels.cuda_source import sweep_source
+
+    number = (arch or "sm_90").removeprefix("sm_")
+    texts = [form(sweep_source(sweep, dtype, label), number, f"{label}_{sweep.name}") for sweep in planned.sweeps]
+    return _headed(planned, texts, "//")
+
+
+def _ptx(text: str, arch: str, label: str) -> str:
+    from fastgd.kernels.cubin import ptx
+
+    return ptx(text, arch, label)
+
+
+def _sass(text: str, arch: str, label: str) -> str:
+    from fastgd.kernels.cubin import cubin, sass
+
+    return sass(cubin(text, arch, label))
 
 
 def _compiled(planned: Plan, dtype: str, label: str, parallel: bool, inspect: str) -> list[str]:
@@ -230,7 +279,8 @@ def _linked(modules: list[str]) -> str:
     return str(first)
 
 
-def _assembled(planned: Plan, texts: list[str]) -> str:
+def _headed(planned: Plan, texts: list[str], comment: str) -> str:
+    """Texts of the sweeps, each under its name where there are several; one alone can be fed to a tool."""
     if len(texts) == 1:
         return texts[0]
-    return "\n".join(f"# sweep {sweep.name}\n{text}" for sweep, text in zip(planned.sweeps, texts, strict=True))
+    return "\n".join(f"{comment} sweep {sweep.name}\n{text}" for sweep, text in zip(planned.sweeps, texts, strict=True))
