@@ -10,6 +10,7 @@ import operator
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import cupy
