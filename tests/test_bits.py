@@ -5,30 +5,30 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import fake_cupy
+import gxx
 import numpy as np
 import pytest
 from conftest import RULE_CASES, SIZES, numbers, same_bits
-from cxx import GXX, CxxSweep, build, source
 
 import fastgd
-from fastgd import optimizer
-from fastgd.backend import HostMaker
 from fastgd.kernels.cpu import CpuSweep
-from fastgd.kernels.plan import plan
-from fastgd.kernels.tail import Tail
+from fastgd.kernels.matrix import MatrixRule
+from fastgd.memory import to_host
 
 TAILS = {
     "plain": {},
     "tail": dict(ema_decay=0.9, zero_grad=True, max_norm=1.0, max_value=0.1, on_nonfinite="skip"),
+    "unseen": dict(max_norm=1.0),  # a GPU keeps the norm to itself
 }
 
 
 def trace(rule_class, values, dtype, tail, special, **how):
     """Everything that a few steps leave behind."""
     rng = np.random.default_rng(1)
-    params = fastgd.FlatParams({f"w{i}": (n,) for i, n in enumerate(SIZES)}, dtype)
-    for view in params.values():
-        view[:] = numbers(rng, view.shape, dtype, special)
+    params = fastgd.FlatParams({f"w{i}": (n,) for i, n in enumerate(SIZES)}, dtype, how["backend"])
+    for name, view in params.items():
+        params[name] = numbers(rng, view.shape, dtype, special)
     rule = rule_class(**values)
     other = {"lr": values.get("lr", 0.1) * 0.37} if rule.serves((1,)) else {}  # a fallback has values of its own
     groups = [{"params": params}, {"match": ["w1", "w3", "w9"], **other}]
@@ -42,14 +42,14 @@ def trace(rule_class, values, dtype, tail, special, **how):
             if isinstance(s, CpuSweep)
         )
     for step in range(5):
-        for view in params.grad.values():
-            view[:] = numbers(rng, view.shape, dtype, special if step != 2 else 0.0)
+        for name, view in params.grad.items():
+            params.grad[name] = numbers(rng, view.shape, dtype, special if step != 2 else 0.0)
         opt.step(scale=0.5)
-        left.append(params.grad.flat.copy())
+        left.append(to_host(params.grad.flat))
         left.append(np.array([opt.t, opt.grad_norm or 0.0]))
-    left += [params.flat, *opt.state.values()]
+    left += [to_host(params.flat), *map(to_host, opt.state.values())]
     if opt.ema is not None:
-        left.append(opt.ema[0].flat)
+        left.append(to_host(opt.ema[0].flat))
     return left
 
 
@@ -63,7 +63,7 @@ FIRST = list({case.values[0]: case for case in reversed(RULE_CASES)}.values())
 """One setting of each rule."""
 
 
-def every_case(**settings):
+def every_case(*, tails=("tail",), first=FIRST, **settings):
     """Every rule and option set, dtype, tail, with and without special values.
 
     The tail knows nothing of the rule: one setting of each rule has it, and that one also goes parallel, or this would
@@ -71,13 +71,17 @@ def every_case(**settings):
 
     Parameters
     ----------
+    tails
+        Those that are run, with one setting of each rule.
+    first
+        These settings.
     **settings
         Those that are run without a tail, by dtype.
     """
     cases = [
         pytest.param(*case.values, tail, dtype, id=f"{np.dtype(dtype).name}-{case.id}-{tail}")
         for dtype in (np.float32, np.float64)
-        for tail, chosen in (("plain", settings[np.dtype(dtype).name]), ("tail", FIRST))
+        for tail, chosen in (("plain", settings[np.dtype(dtype).name]), *((tail, first) for tail in tails))
         for case in chosen
     ]
 
@@ -97,28 +101,35 @@ def test_numba_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special)
         assert_same(reference, trace(*arguments, backend="numba", threads=threads))
 
 
+ON_A_GPU = [case for case in RULE_CASES if not issubclass(case.values[0], MatrixRule)]
+FIRST_ON_A_GPU = [case for case in FIRST if case in ON_A_GPU]
+
+
 @pytest.fixture(scope="module")
 def compiled():
-    """Have g++ compile what the tests below ask for, on all cores."""
-    tail = Tail("ema", max_value=True, zero_grad=True)
-    plans = [plan(case.values[0](**case.values[1])) for case in RULE_CASES]
-    sweeps = [(sweep, np.float32) for p in plans for sweep in p.sweeps]
-    for case in FIRST:
-        rule = case.values[0](**case.values[1])
-        sweeps += [(sweep, np.float64) for sweep in plan(rule).sweeps]
-        sweeps += [(sweep, dtype) for sweep in plan(rule, tail).sweeps for dtype in (np.float32, np.float64)]
-    texts = dict.fromkeys(source(sweep, np.dtype(dtype)) for sweep, dtype in sweeps)
+    """Have g++ compile the CUDA C++ that the tests below ask for, on all cores."""
+    if gxx.GXX is None:
+        pytest.skip("needs g++")
+    with pytest.MonkeyPatch.context() as patched, fake_cupy.installed(patched):
+        texts = fake_cupy.asked_for(patched)
+        for chosen, tail, dtype in (
+            (ON_A_GPU, "plain", np.float32),
+            (FIRST_ON_A_GPU, "plain", np.float64),
+            *((FIRST_ON_A_GPU, tail, dtype) for tail in ("tail", "unseen") for dtype in (np.float32, np.float64)),
+        ):
+            for case in chosen:
+                trace(*case.values, dtype, tail, 0.0, backend="cupy")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(build, texts))
+        list(pool.map(gxx.build, texts))
 
 
-@pytest.mark.skipif(GXX is None, reason="needs g++")
-@every_case(float32=RULE_CASES, float64=FIRST)
-def test_cxx_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special, monkeypatch, compiled):
+@every_case(float32=ON_A_GPU, float64=FIRST_ON_A_GPU, tails=("tail", "unseen"), first=FIRST_ON_A_GPU)
+def test_cuda_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special, monkeypatch, compiled):
+    """The very CUDA C++ that a GPU runs, under g++."""
     arguments = (rule_class, values, dtype, tail, special)
     reference = trace(*arguments, backend="numpy")
-    monkeypatch.setattr(optimizer, "maker", lambda backend, threads: HostMaker(CxxSweep))
-    assert_same(reference, trace(*arguments))
+    with fake_cupy.installed(monkeypatch):
+        assert_same(reference, trace(*arguments, backend="cupy"))
 
 
 @pytest.mark.parametrize(("rule_class", "values"), RULE_CASES)

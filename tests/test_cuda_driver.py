@@ -7,7 +7,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-import cxx
+import gxx
 import pytest
 
 import fastgd
@@ -35,14 +35,14 @@ int cuGetErrorString(int code, const char** s) {{ *s = code == 999 ? 0 : "it is 
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
     """Put a library in the driver's place that answers as asked for."""
-    if cxx.GXX is None:
+    if gxx.GXX is None:
         pytest.skip("no g++")
 
     def install(init=0, count=2, memory="80ull << 30", total=0):
         file = tmp_path / "driver.cpp"
         file.write_text(SOURCE.format(init=init, count=count, memory=memory, total=total))
         library = tmp_path / "libcuda.so.1"
-        subprocess.run([cxx.GXX, "-shared", "-fPIC", "-o", library, file], check=True)
+        subprocess.run([gxx.GXX, "-shared", "-fPIC", "-o", library, file], check=True)
         monkeypatch.setattr(driver, "_LIBRARY", str(library))
 
     return install

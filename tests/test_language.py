@@ -6,11 +6,13 @@ import math
 import re
 from dataclasses import dataclass
 
+import fake_cupy
 import numpy as np
 import pytest
 from conftest import same_bits
-from cxx import GXX, CxxSweep
+from gxx import GXX
 
+from fastgd.backend import maker
 from fastgd.kernels import Rule, clip, copysign, maximum, minimum, sign, sqrt, total
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.cpu import CpuSweep
@@ -19,6 +21,7 @@ from fastgd.kernels.language import parse
 from fastgd.kernels.plan import plan
 from fastgd.kernels.printers import cxx_text
 from fastgd.kernels.reference import NumpySweep
+from fastgd.memory import to_host
 
 # fmt: off
 # ruff: noqa: E702, F821, F841
@@ -246,7 +249,7 @@ FUNCTIONS = [f_functions, f_minimum, f_maximum, f_sign, f_clip, f_copysign, f_sq
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
-def test_functions_mean_the_same_everywhere(function, dtype):
+def test_functions_mean_the_same_everywhere(function, dtype, monkeypatch):
     """Every triple of special values, in every print; in float64 also as plain Python."""
     info = np.finfo(dtype)
     special = [np.nan, np.inf, 0.0, info.smallest_subnormal, info.tiny, info.max, 1, 0.5, 0.1, 2, 1e-3]
@@ -256,13 +259,20 @@ def test_functions_mean_the_same_everywhere(function, dtype):
     row = np.array([[-0.5, 0.25][: len(sweep.scalars)]], dtype)
     n = start[0].size
     results = []
-    for cls in (NumpySweep, CpuSweep, *([CxxSweep] if GXX else [])):
-        arrays = {a: x.copy() for a, x in zip("pgm", start, strict=True)}
-        bound = cls(sweep, [n], [0], row, "language")
+
+    def run(make, as_array):
+        arrays = {a: as_array(x.copy()) for a, x in zip("pgm", start, strict=True)}
+        bound = make(sweep, [n], [0], row, "language")
         for a in sweep.arrays:
             bound.bind(a, [arrays[a]], Where(np.zeros(1, np.int64), np.zeros(1, np.int64)))
         bound.run()
-        results.append([arrays[a] for a in sweep.writes])
+        results.append([to_host(arrays[a]) for a in sweep.writes])
+
+    for make in (NumpySweep, CpuSweep):
+        run(make, np.asarray)
+    if GXX is not None:
+        with fake_cupy.installed(monkeypatch) as cupy:
+            run(maker("cupy", None), cupy.asarray)
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert same_bits(a, b)

@@ -342,6 +342,9 @@ class RawModule:
 # ---- in the place of CuPy ----------------------------------------------------------------------------------------
 
 
+_BOUND = ("fastgd.kernels.cuda_arrays", "fastgd.kernels.cuda_cupy")  # modules that have imported CuPy
+
+
 def module():
     """Make the module."""
     made = types.ModuleType("cupy")
@@ -360,6 +363,21 @@ def module():
     return made
 
 
+def asked_for(monkeypatch):
+    """Give a set that collects the texts of kernels, none of which is then run."""
+    from fastgd.kernels import cubin
+
+    texts = set()
+    monkeypatch.setattr(cubin, "cubin", lambda text, arch, label: texts.add(text))
+    monkeypatch.setattr(gxx, "Library", lambda path: types.SimpleNamespace(library=_Any(), launch=lambda *a, **k: None))
+    return texts
+
+
+class _Any:
+    def __getattr__(self, name):
+        return name
+
+
 @contextmanager
 def installed(monkeypatch):
     """Have fastgd find this module when it imports CuPy, and g++ compile its kernels."""
@@ -367,7 +385,7 @@ def installed(monkeypatch):
 
     fake = module()
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    for name in ("fastgd.kernels.cuda_arrays", "fastgd.kernels.cuda_cupy"):
+    for name in _BOUND:
         monkeypatch.delitem(sys.modules, name, raising=False)
     from fastgd.kernels import cubin
 
@@ -375,4 +393,8 @@ def installed(monkeypatch):
     monkeypatch.setattr(backend, "_SERVING", {"cupy"})
     waits.clear()
     launched.clear()
-    yield fake
+    try:
+        yield fake
+    finally:
+        for name in _BOUND:
+            sys.modules.pop(name, None)
