@@ -37,7 +37,9 @@ class Between(Protocol):
     # D102: the docstrings are those of HostBetween
 
     prepared: tuple[str, ...]
-    states: MutableMapping[str, NDArray[np.float64]]
+
+    @property
+    def states(self) -> MutableMapping[str, NDArray[np.float64]]: ...  # noqa: D102
 
     def put(self, index: int, values: Mapping[str, float]) -> None: ...  # noqa: D102
     def begin(self) -> None: ...  # noqa: D102
@@ -52,8 +54,9 @@ class SweepOnArrays(Protocol):
     # D102: the docstrings are those of CpuSweep
 
     runs: int
-    run: Callable[[], None]
 
+    @property
+    def run(self) -> Callable[[], None]: ...  # noqa: D102
     def bind(self, name: str, arrays: list[Any], where: Where) -> None: ...  # noqa: D102
     def prepare(self) -> None: ...  # noqa: D102
     def resume(self) -> None: ...  # noqa: D102
@@ -156,7 +159,7 @@ def resolve(name: str, *, gpu: bool = False) -> Backend:
     if name not in _NAMES:
         raise BackendUnavailable(f"backend must be 'auto' or one of {', '.join(map(repr, _NAMES))}, given {name!r}")
     refuse_missing(name)
-    return name  # type: ignore[return-value]
+    return name
 
 
 def refuse_missing(name: str) -> None:
@@ -225,8 +228,10 @@ class HostMaker:
 
     sweep: Callable[..., SweepOnArrays]
 
-    def __call__(self, *arguments: Any) -> SweepOnArrays:  # noqa: D102  # as of Maker
-        return self.sweep(*arguments)
+    def __call__(  # noqa: D102  # as of Maker
+        self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
+    ) -> SweepOnArrays:
+        return self.sweep(sweep, sizes, rows, scalars, label)
 
     def between(  # noqa: D102  # as of Maker
         self,

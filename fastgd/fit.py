@@ -15,6 +15,7 @@ from fastgd.callbacks import Callback, History, Training
 from fastgd.checks import checked_whole
 from fastgd.flat import FlatParams
 from fastgd.kernels.errors import ArrayError, HyperparameterError
+from fastgd.memory import namespace, on_gpu
 from fastgd.optimizer import Optimizer
 
 log = logging.getLogger("fastgd")
@@ -42,7 +43,7 @@ def fit(
     optimizer : Optimizer
         Made for a FlatParams, alone or in groups.
     data : array or tuple of arrays
-        With equal first axis, the samples. Not written.
+        With equal first axis, the samples, NumPy's or CuPy's; batches are in the same memory. Not written.
     batch_size : int, optional
         None is batch gradient descent, 1 stochastic, k mini-batch; a last short batch is kept.
     epochs : int
@@ -124,7 +125,7 @@ def _train(
         shuffled = samples
         if order is not None:
             permutation = order.permutation(count)
-            shuffled = tuple(a[permutation] for a in samples)  # once: the batches are views
+            shuffled = tuple(a[namespace(a).asarray(permutation)] for a in samples)  # once: the batches are views
         total = 0.0
         training.step = 0
         for lo in range(0, count, batch):
@@ -162,7 +163,7 @@ def _samples(name: str, data: Any, arrays: int | None = None) -> Data:
     given = data if isinstance(data, tuple) else (data,)
     if isinstance(data, list):  # NumPy would stack the arrays, and take the first axis of that for samples
         raise ArrayError(f"{name} must be an array of samples or a tuple of such arrays, given a list: pass tuple(...)")
-    taken = tuple(np.asarray(a) for a in given)
+    taken = tuple(a if on_gpu(a) else np.asarray(a) for a in given)
     if not taken or any(a.ndim == 0 for a in taken):
         raise ArrayError(f"{name} must be an array of samples or a tuple of such arrays, given {type(data).__name__}")
     lengths = [len(a) for a in taken]

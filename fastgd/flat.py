@@ -38,7 +38,7 @@ def extent(segments: Sequence[Segment]) -> int:
     return segments[-1].offset + segments[-1].size if segments else 0
 
 
-class Block(Mapping[str, NDArray[Any]]):
+class Block(Mapping[str, Any]):
     """Named views of one block of memory; a Mapping.
 
     ``block["w"]`` is a view in its shape, ``block["w"] = a`` copies `a` into it.
@@ -53,11 +53,11 @@ class Block(Mapping[str, NDArray[Any]]):
 
     def __init__(self, segments: tuple[Segment, ...], dtype: np.dtype[Any], *, gpu: bool = False) -> None:
         self._segments = segments
-        self._flat = zeros(extent(segments), dtype, gpu=gpu)
+        self._flat: Any = zeros(extent(segments), dtype, gpu=gpu)
         self._views = {s.name: self._flat[s.offset : s.offset + s.size].reshape(s.shape) for s in segments}
 
     @property
-    def flat(self) -> NDArray[Any]:
+    def flat(self) -> Any:
         """The block as a 1-D array."""
         return self._flat
 
@@ -72,7 +72,7 @@ class Block(Mapping[str, NDArray[Any]]):
         dtype: np.dtype[Any] = self._flat.dtype
         return dtype
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
+    def __getitem__(self, name: str) -> Any:
         """Give the view of an array."""
         return self._views[name]
 

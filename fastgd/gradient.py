@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class GradientCheck:
         self._nonfinite = make(nonfinite_count(), sizes, [0] * len(sizes), self._factor, "nonfinite_count")
         function = clip_factor(wide=wide)
         self._clip = compile_text(function, np.dtype(np.float64))
-        self._unseen = make.clip(self._squares, function, targets.dtype) if on_nonfinite == "propagate" else None
+        self._unseen: Any = make.clip(self._squares, function, targets.dtype) if on_nonfinite == "propagate" else None
         self._gradients: Arrays | None = None
         self._norm: float | None = None
         self._norm_is_unseen = False
@@ -57,7 +58,9 @@ class GradientCheck:
     @property
     def norm(self) -> float | None:
         """Norm of the last step."""
-        return self._unseen.norm() if self._norm_is_unseen else self._norm
+        if self._norm_is_unseen:
+            self._norm, self._norm_is_unseen = self._unseen.norm(), False
+        return self._norm
 
     @norm.setter
     def norm(self, value: float | None) -> None:
@@ -96,6 +99,17 @@ class GradientCheck:
         """Compute the norm, and put the clipped factor in its place."""
         assert self._unseen is not None
         self._unseen.run()
+        self._norm_is_unseen = True
+
+    @property
+    def launches(self) -> list[Callable[[], object]]:
+        """What `clip_unseen` launches, in a list that is replaced when it changes."""
+        assert self._unseen is not None
+        launches: list[Callable[[], object]] = self._unseen.launches
+        return launches
+
+    def sees_no_norm(self) -> None:
+        """Have `norm` be read from the GPU, as behind `clip_unseen`."""
         self._norm_is_unseen = True
 
     def clipped(self, factor: float) -> float:

@@ -123,7 +123,7 @@ class Launch:
         self._per_segment = plan.level == "per_segment"
         self._prepare_takes = tuple(n for n in prepare_arguments(type(rule)) if n in plan.scalar_states)
         self._shared = plan.shared
-        self._agreed: list[dict[str, float]] = [{} for _ in self.groups]  # of the groups, what they must agree in
+        self._given: list[dict[str, float]] = [{} for _ in self.groups]
         self._next: dict[str, NDArray[np.float64]] = {}
         starts = {
             name: np.array([self._start(name, kind, i, targets) for kind, i in self._owners(name)], float)
@@ -246,12 +246,12 @@ class Launch:
         values.update(tail)
         if self._between is not None:
             refuse_unfit(self._between.prepared, values, self._dtype)
-            self._agreed[index] = values
+            self._given[index] = values
             for name in self._shared if index else ():
-                if values[name] != self._agreed[0][name]:
+                if values[name] != self._given[0][name]:
                     raise HyperparameterError(
                         f"{self.title} has one {' and one '.join(self.plan.scalar_states)} for all its groups, which "
-                        f"must agree in {name}: given {self._agreed[0][name]!r} and {values[name]!r}"
+                        f"must agree in {name}: given {self._given[0][name]!r} and {values[name]!r}"
                     )
             self._between.put(index, values)
         for rows in self._filled:
@@ -270,9 +270,10 @@ class Launch:
             self.sweeps[0].run()
             self._between.combine()
         self._last.run()
-        self._keep()
+        self.keep()
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Take the new scalar states: the step is done."""
         if self._between is not None:
             self._between.keep()
         if self._next:
@@ -287,7 +288,7 @@ class Launch:
                     self.sweeps[0].resume()
                 self._between.combine()
             self._last.resume()
-        self._keep()
+        self.keep()
 
     def ran(self, runs: int) -> bool:
         """Whether all sweeps have run so often."""

@@ -24,7 +24,7 @@ def on_gpu(value: object) -> bool:
     if hasattr(value, "__cuda_array_interface__"):
         return True
     try:
-        return value.__dlpack_device__()[0] in _CUDA  # type: ignore[attr-defined,no-any-return]
+        return value.__dlpack_device__()[0] in _CUDA  # type: ignore[attr-defined]
     except Exception:  # it has none, or whatever another library raises
         return False
 
@@ -68,6 +68,28 @@ def zeros(size: int, dtype: np.dtype[Any], *, gpu: bool = False) -> Any:
     raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+def refuse_capture(what: str) -> None:
+    """Refuse to be called while CuPy's current stream is captured.
+
+    Raises
+    ------
+    FastGDError
+        If it is.
+    """
+    from fastgd.kernels.cuda_arrays import refuse_capture
+
+    refuse_capture(what)
+
+
+def namespace(array: Any) -> Any:
+    """Give the library, NumPy or CuPy, whose functions take an array."""
+    if isinstance(array, np.ndarray):
+        return np
+    from fastgd.kernels import cuda_arrays
+
+    return cuda_arrays.namespace()
 
 
 def to_host(array: Any) -> NDArray[Any]:

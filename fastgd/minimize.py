@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fastgd.checks import checked_number, checked_whole
 from fastgd.kernels.errors import ArrayError, HyperparameterError
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 from fastgd.kernels.rules.sgd import SGD
+from fastgd.memory import as_array, namespace, on_gpu
 from fastgd.optimizer import Optimizer
 
 CONVERGED, EXHAUSTED, DIVERGED, STOPPED = 0, 1, 2, 99
@@ -79,7 +80,8 @@ def minimize(
     fun : callable
         ``fun(x)`` gives a number; or an array, whose sum is then minimised.
     x0 : number or array
-        Where to start; never written. Computed in float64, unless it is float32.
+        Where to start; never written. Computed in float64, unless it is float32. On a GPU it is an array of float32 or
+        float64, and `fun` and `jac` get and give arrays of CuPy.
     jac : callable, True or None
         ``jac(x)`` gives the gradient in the shape of x0 and is called exactly once per iteration, at the current x.
         True: ``fun`` returns the pair (f, g). None: forward differences by scipy, which must be installed.
@@ -134,15 +136,16 @@ def minimize(
         )
     problem = _Problem(fun, jac, x)
     optimizer = Optimizer(x, rule, backend=backend)
+    xp = namespace(x)
     iterates = [x.copy()]
     status, nit = EXHAUSTED, 0
     with np.errstate(all="ignore"):  # what overflows is found here and reported
         while nit < max_iter:
             gradient = problem.gradient()
-            if not (np.isfinite(gradient).all() and problem.known_is_finite()):
+            if not (xp.isfinite(gradient).all() and problem.known_is_finite()):
                 status = DIVERGED
                 break
-            if tol > 0 and np.abs(gradient).max(initial=0.0) <= tol:
+            if tol > 0 and (not gradient.size or abs(gradient).max() <= tol):
                 status = CONVERGED
                 break
             optimizer.step(gradient)
@@ -150,15 +153,15 @@ def minimize(
             nit += 1
             if history:
                 iterates.append(x.copy())
-            if not np.isfinite(x).all():
+            if not xp.isfinite(x).all():
                 status = DIVERGED
                 break
             if callback is not None and not _carry_on(callback, problem, nit):
                 status = STOPPED
                 break
         # many functions raise at infinity, where there is nothing to learn from them
-        value = problem.value() if np.isfinite(x).all() else math.nan
-    if status in (CONVERGED, EXHAUSTED) and not np.isfinite(value).all():
+        value = problem.value() if xp.isfinite(x).all() else math.nan
+    if status in (CONVERGED, EXHAUSTED) and not _is_finite(value):
         status = DIVERGED
     result = OptimizeResult(
         x=_result_form(x),
@@ -172,7 +175,7 @@ def minimize(
         message=_message(status, nit, rule, tol),
     )
     if history:
-        result["history"] = np.stack(iterates)
+        result["history"] = xp.stack(iterates)
     return result
 
 
@@ -206,14 +209,17 @@ class _Problem:
     They are given copies of x, which the caller may keep or write, and of the gradient one is kept.
     """
 
-    def __init__(self, fun: Callable[[Any], Any], jac: Any, x: NDArray[Any]) -> None:
+    def __init__(self, fun: Callable[[Any], Any], jac: Any, x: Any) -> None:
         if not callable(fun):
             raise HyperparameterError(f"fun must be callable, given {fun!r}")
         if not (callable(jac) or jac is True or jac is None):
             raise HyperparameterError(f"jac must be callable, True or None, given {jac!r}")
         self.fun, self.jac, self.x = fun, jac, x
-        self.g = np.full_like(x, np.nan)  # one array throughout, which the optimizer checks but once
+        self.g = x.copy()  # one array throughout, which the optimizer checks but once
+        self.g.fill(math.nan)
         self.nfev = self.njev = 0
+        if jac is None and on_gpu(x):
+            raise HyperparameterError("jac must be given for an x0 on a GPU: differences are taken on the host")
         self._approximate = _forward_differences() if jac is None else None
         self._value: Any = None
 
@@ -221,7 +227,7 @@ class _Problem:
         """Forget the value: x has changed."""
         self._value = None
 
-    def gradient(self) -> NDArray[Any]:
+    def gradient(self) -> Any:
         if self.jac is True:
             self.value()
             return self.g
@@ -244,7 +250,7 @@ class _Problem:
                 given, slope = given
                 self.njev += 1
                 self._take_gradient(slope)
-            value = np.asarray(given)
+            value: Any = given if on_gpu(given) else np.asarray(given)
             if value.dtype.kind not in "fiu":
                 raise ArrayError(f"fun must give a real number or an array of them, given {type(given).__name__}")
             self._value = float(value) if value.ndim == 0 else value
@@ -252,14 +258,16 @@ class _Problem:
 
     def known_is_finite(self) -> bool:
         """Whether the value, unless it is yet to be computed, is finite."""
-        return self._value is None or bool(np.isfinite(self._value).all())
+        return self._value is None or _is_finite(self._value)
 
-    def _call(self, x: NDArray[Any]) -> Any:
+    def _call(self, x: Any) -> Any:
         self.nfev += 1
         return self.fun(_user_form(x))
 
     def _take_gradient(self, given: Any) -> None:
-        gradient = np.asarray(given)
+        gradient: Any = given if on_gpu(given) else np.asarray(given)
+        if on_gpu(gradient) != on_gpu(self.x):
+            raise ArrayError(f"jac must give an array in the memory of x0, given {type(given).__name__}: move it there")
         if gradient.dtype.kind not in "fiu":
             raise ArrayError(f"jac must give real numbers, given {type(given).__name__} of {gradient.dtype}")
         if gradient.shape != self.x.shape:
@@ -276,16 +284,23 @@ def _forward_differences() -> Callable[..., Any]:
     return approximate
 
 
-def _user_form(x: NDArray[Any]) -> Any:
+def _is_finite(value: Any) -> bool:
+    """Whether a number, or every element of an array, is finite."""
+    return math.isfinite(value) if isinstance(value, float) else bool(namespace(value).isfinite(value).all())
+
+
+def _user_form(x: Any) -> Any:
     """Copy; of a 0-d array NumPy's scalar, which overflows to infinity where Python's float raises."""
-    return x[()] if x.ndim == 0 else x.copy()
+    return x[()] if x.ndim == 0 and isinstance(x, np.ndarray) else x.copy()
 
 
-def _result_form(x: NDArray[Any]) -> Any:
+def _result_form(x: Any) -> Any:
     return float(x) if x.ndim == 0 and x.dtype == np.float64 else _user_form(x)
 
 
-def _start(x0: ArrayLike) -> NDArray[Any]:
+def _start(x0: Any) -> Any:
+    if on_gpu(x0):
+        return as_array(x0, "x0", writeable=False).copy()
     try:
         given = np.asarray(x0)
     except ValueError as error:

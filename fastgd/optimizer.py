@@ -7,7 +7,7 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import maker, resolve
+from fastgd.capture import CapturedStep
 from fastgd.checks import checked_number
 from fastgd.groups import Changes, Group, is_schedule
 from fastgd.health import Report, thresholds
@@ -23,7 +24,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
-from fastgd.memory import any_on_gpu, copy_into, is_own, to_host
+from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_capture, to_host
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
@@ -300,6 +301,8 @@ class Optimizer:
         with self._lock:
             if self._begun != self._t:
                 self._settle()
+            if self._gpu:
+                refuse_capture("step()")
             layout = self._layout
             if layout.targets.foreign:
                 layout.targets.refuse_moved()
@@ -318,16 +321,20 @@ class Optimizer:
             runs = self._prepare(t, factor)
             if layout.check is not None and layout.check.clips_unseen:
                 layout.check.clip_unseen()
-            try:
-                self._begun = t  # memory is written from here on
-                for run in runs:
-                    run()
-                self._t = t
-            except BaseException as error:
-                # Ctrl-C and exit come from a signal, and so may an error that comes when all is written.
-                if not isinstance(error, Exception) or self._all_ran():
-                    self._finish(t)
-                raise
+            self._run(t, runs)
+
+    def _run(self, t: int, runs: Sequence[Callable[[], None]]) -> None:
+        """Write: run what makes step `t`."""
+        try:
+            self._begun = t
+            for run in runs:
+                run()
+            self._t = t
+        except BaseException as error:
+            # Ctrl-C and exit come from a signal, and so may an error that comes when all is written.
+            if not isinstance(error, Exception) or self._all_ran():
+                self._finish(t)
+            raise
 
     def _prepare(self, t: int, factor: float) -> list[Callable[[], None]]:
         """Compute the scalars of step `t`, and give what runs it; nothing of the user's is written."""
@@ -452,6 +459,64 @@ class Optimizer:
             return self._layout.summed().sum
         return self._layout.targets.gradients(grads, writeable=writeable)
 
+    def capture(self, grads: Any = None, before: Callable[[], object] | None = None) -> CapturedStep:
+        """Record a step in a CUDA graph, to be replayed with new numbers: one launch in the place of several.
+
+        Parameters
+        ----------
+        grads : optional
+            As of `step`: the gradients that every replay reads, where they lie now.
+        before : callable, optional
+            Recorded in front of the step, such as what computes the gradients; it must not wait for the GPU. It is
+            called once, on the stream that is captured, and what it computes is not to be relied on.
+
+        Returns
+        -------
+        fastgd.capture.CapturedStep
+            Its ``replay(scale=1.0)`` takes a step: hyperparameters, schedules and `t` go on as with `step`, and both
+            may be mixed.
+
+        Raises
+        ------
+        HyperparameterError
+            For parameters on the host, and for ``on_nonfinite="skip"`` and ``"raise"``, which must read the GPU.
+        ArrayError
+            If the gradients do not mirror the parameters.
+        """
+        with self._lock:
+            self._settle()
+            if not self._gpu:
+                raise HyperparameterError(f"capture() records what runs on a GPU, given backend {self.backend!r}")
+            if self.on_nonfinite != "propagate":
+                raise HyperparameterError(
+                    f"capture() cannot record a step that reads a flag, given on_nonfinite={self.on_nonfinite!r}: "
+                    "build the optimizer with 'propagate'"
+                )
+            refuse_capture("capture()")
+            return CapturedStep(self, self._layout.targets.gradients(grads, writeable=self._settings.zero_grad), before)
+
+    def _replay(self, captured: CapturedStep, scale: float) -> None:
+        with self._lock:
+            self._settle()
+            refuse_capture("replay()")
+            if self.accumulated:
+                raise ArrayError(
+                    f"a captured step has gradients of its own, given {self.accumulated} that are accumulated: call "
+                    "step(), or drop them by zero_grad()"
+                )
+            if self._mode == "eval":
+                raise FastGDError(f"{type(self).__name__} is in eval mode, in which there are no steps: call train()")
+            if self._layout.targets.foreign:
+                self._layout.targets.refuse_moved()
+            scale = self._checked_scale(scale)
+            if self._gradients is not captured.gradients:
+                self._given, self._leaves = _NOTHING, []  # step() binds its own again
+                self._layout.bind_gradients(captured.gradients)
+                self._gradients = captured.gradients
+            t = self._t + 1
+            self._prepare(t, -scale if self._settings.maximize else scale)
+            self._run(t, captured.runs(self._layout))
+
     # ---- beside the step
 
     def update_hessian(self, grads: Any = None, scale: float = 1.0) -> None:
@@ -514,6 +579,8 @@ class Optimizer:
 
     def _run_aside(self, name: str, gradients: Arrays | None, scale: float, done: Callable[[], None]) -> None:
         """Run a sweep beside the step, wholly, and then `done`."""
+        if self._gpu:
+            refuse_capture(name)
         if self._changes.pending:
             self._reread()
         layout = self._layout
@@ -565,6 +632,8 @@ class Optimizer:
         """
         with self._lock:
             self._settle()
+            if self._gpu:
+                refuse_capture("accumulate()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             factor = self._checked_scale(scale)
             summed = self._layout.summed()

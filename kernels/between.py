@@ -118,7 +118,7 @@ class HostBetween:
         """Take the new scalar states: the step is done."""
         self.states.update(self._next)
 
-    def share(self, other: HostBetween) -> None:
+    def share(self, other: Any) -> None:
         """Keep the scalar states together with another one."""
         self.states = other.states
 

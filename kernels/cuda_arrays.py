@@ -89,6 +89,11 @@ def device_zeros(size: int, dtype: np.dtype[Any]) -> Any:
         raise MemoryError(f"{size * dtype.itemsize:,} bytes do not fit into the GPU's memory: {error}") from error
 
 
+def namespace() -> Any:
+    """Give CuPy, whose functions take these arrays."""
+    return cupy
+
+
 def to_device(array: NDArray[Any]) -> Any:
     """Copy an array of the host to the current device."""
     return cupy.asarray(array)

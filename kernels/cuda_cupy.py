@@ -9,7 +9,8 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import cupy
@@ -19,7 +20,16 @@ from numpy.typing import NDArray
 from fastgd.kernels.between import prepared
 from fastgd.kernels.blocks import HI, LO, SEGMENT, SUM_BLOCK, Where, block_counts, branches, tiles
 from fastgd.kernels.cubin import cubin
-from fastgd.kernels.cuda_source import CARRIED, FOLDED, THREADS, VECTOR, between_source, entry, service_source, sweep_source
+from fastgd.kernels.cuda_source import (
+    CARRIED,
+    FOLDED,
+    THREADS,
+    VECTOR,
+    between_source,
+    entry,
+    service_source,
+    sweep_source,
+)
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import Plan
@@ -29,14 +39,14 @@ BLOCKS_PER_PROCESSOR = 16  # more than run at once, so that none waits long for 
 Launch = Callable[[], object]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _properties(device: int) -> tuple[str, int]:
     """Architecture of a device, as a cubin is made for it, and number of its processors."""
     found = cupy.cuda.Device(device)
     return found.compute_capability, found.attributes["MultiProcessorCount"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(text: str, label: str, arch: str) -> Any:
     return cupy.RawModule(path=str(cubin(text, arch, label)))
 
@@ -57,6 +67,21 @@ def _grid(blocks: int) -> tuple[int]:
 def run_all(launches: Sequence[Launch]) -> None:
     """Call launches one behind the other, in one call of C: Ctrl-C is raised behind the last and not in between."""
     deque(map(operator.call, launches), maxlen=0)
+
+
+def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> Any:
+    """Record launches in a graph, behind what `before` launches; nothing of it is run."""
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()  # what was allocated or sent there must be there
+    with stream:
+        stream.begin_capture()
+        try:
+            if before is not None:
+                before()
+            run_all(launches)
+        finally:
+            graph = stream.end_capture()
+    return graph
 
 
 class Carried:
@@ -106,7 +131,7 @@ class _Sums:
         self.blocks = cupy.zeros((first[-1], columns), np.float64)
         self.launches: list[Launch] = []
         self._add = _function(service_source(), "service", "fgd_add")
-        self.segments = self._added(self.blocks, list(zip(first[:-1], first[1:], strict=True)))
+        self.segments = self._added(self.blocks, list(pairwise(first)))
         self.total = self._added(self.segments, [(0, len(sizes))]) if total and len(sizes) != 1 else self.segments
 
     def _added(self, numbers: Any, spans: list[tuple[int, int]]) -> Any:
@@ -168,7 +193,7 @@ class CupySweep:
         if self._is_laid_out:
             return
         self._is_laid_out = True
-        text = sweep_source(self.sweep, self.dtype.name, self._label)
+        text = sweep_source(self.sweep, self.dtype.name, self._label)  # type: ignore[arg-type]
         sums = self.summed.blocks if self.summed else 0
         launches = []
         for kind, table in zip(("vector", "scalar"), self._parted(), strict=True):
@@ -296,11 +321,12 @@ class CupyBetween:
         if self._is_ready:
             return
         plan, label, group_of, summed, first, last = self._arguments
+        assert plan.combine is not None and first.summed is not None
         per_segment = plan.level == "per_segment"
         sums = first.summed.segments if per_segment else first.summed.total
         sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
         every_group = cupy.arange(len(self.given.host), dtype=np.int64)
-        dtype = first.dtype.name
+        dtype: Any = first.dtype.name
 
         def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
             text = between_source(
@@ -347,7 +373,7 @@ class CupyBetween:
     def keep(self) -> None:
         """Do nothing: the kernel has stored the states."""
 
-    def share(self, other: CupyBetween) -> None:
+    def share(self, other: Any) -> None:
         """Keep the states together with another one."""
         self.states, self._is_ready = other.states, False
 
@@ -366,6 +392,7 @@ class CupyClip:
         self._dtype = dtype
         self._cells: tuple[list[int], list[int]] | None = None
         self._launch: Launch | None = None
+        self._launches: list[Launch] = []
 
     def aim(self, cells: list[int], wide_cells: list[int]) -> None:
         """Say where the factor goes: cells of the parameters' dtype, and of float64."""
@@ -375,7 +402,7 @@ class CupyClip:
         assert sums is not None
         text = between_source(
             self._function,
-            self._dtype.name,
+            self._dtype.name,  # type: ignore[arg-type]
             "gradient",
             sums=tuple(self._sums.sweep.sums),
             states=tuple(self._function.writes),
@@ -386,7 +413,7 @@ class CupyClip:
         narrow, wide = (cupy.asarray(np.array(addresses, np.int64)) for addresses in (cells, wide_cells))
         given = self._given.memory
         no_rows = 0
-        arguments = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
+        arguments: tuple[Any, ...] = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
         arguments += (narrow, len(cells), wide, len(wide_cells))
         self._launch = partial(kernel, (1,), (THREADS,), arguments)
         self._cells = cells, wide_cells
@@ -401,9 +428,12 @@ class CupyClip:
 
     @property
     def launches(self) -> list[Launch]:
-        """What `run` launches."""
+        """What `run` launches, in a list that is replaced when it changes."""
         assert self._launch is not None
-        return [*self._sums.launches, self._launch]
+        launches = [*self._sums.launches, self._launch]
+        if self._launches != launches:
+            self._launches = launches
+        return self._launches
 
     def run(self) -> None:
         """Launch the norm and the factor, behind what brings the sweeps' scalars up to date."""
@@ -417,8 +447,10 @@ class CupyClip:
 class CupyMaker:
     """Makes sweeps over arrays of a GPU; see `fastgd.backend.Maker`."""
 
-    def __call__(self, *arguments: Any) -> CupySweep:
-        return CupySweep(*arguments)
+    def __call__(  # noqa: D102  # as of Maker
+        self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
+    ) -> CupySweep:
+        return CupySweep(sweep, sizes, rows, scalars, label)
 
     def between(
         self,
@@ -427,7 +459,7 @@ class CupyMaker:
         group_of: NDArray[np.int64],
         summed: NDArray[np.float64],
         starts: dict[str, NDArray[np.float64]],
-        sweeps: Sequence[CupySweep],
+        sweeps: Sequence[Any],
         rows: Sequence[NDArray[Any]],
         label: str,
     ) -> CupyBetween:

@@ -32,7 +32,7 @@ def _text(file: str) -> str:
 
 
 def service_source() -> str:
-    """Translation unit of the kernels that are the same for every rule: ``fgd_add`` and ``fgd_put``."""
+    """Give the translation unit of the kernels that are the same for every rule: ``fgd_add`` and ``fgd_put``."""
     return _text("transport.cuh") + _text("service.cuh")
 
 
@@ -47,7 +47,7 @@ def entry(label: str, sweep: Sweep, kind: str) -> str:
 
 
 def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
-    """Translation unit of a sweep: the kernels ``vector``, of 128-bit accesses, and ``scalar``, for what is left over.
+    """Give a sweep's translation unit: the kernels ``vector``, of 128-bit accesses, and ``scalar``, for what is left.
 
     Both take the addresses of the arrays, (segments, arrays); the rows of scalars; the table of tiles and its length;
     and where block sums go, (blocks, sums).
@@ -96,7 +96,7 @@ def between_source(
     per_segment: bool = False,
     spread: str = "",
 ) -> str:
-    """Translation unit of code between sweeps, as one kernel of float64 that makes a row of scalars for each owner.
+    """Give the translation unit of code between sweeps: one kernel, of float64, that makes a row of scalars per owner.
 
     It takes the sums, (owners, sums); the number of elements of each owner; the scalar states, (states, owners); what
     is given for each group, (groups, given); the group of each row; and where the rows go. Without `per_segment` there

@@ -261,14 +261,13 @@ class _Parser:
         if not isinstance(last, ast.Return) or last.value is None:
             self.refuse(last, "a rule ends with `return` and the names of what it writes")
         writes, sums, level = self._returned(last.value)
-        if not self.combine:
-            # An array whose assignment was folded away is not written, and if nothing names it, not allocated.
-            assigned = {name for name, _ in self.statements}
-            writes = {a: w for a, w in writes.items() if a in assigned}
+        # What has lost its assignment by folding is not written, and if nothing names it, not kept.
+        assigned = {name for name, _ in self.statements}
+        writes = {a: w for a, w in writes.items() if a in assigned}
         used = set().union(*(names_in(e) for _, e in self.statements), writes.values(), sums.values())
         return Sweep(
             name=self.tree.name,
-            arrays=tuple(a for a in self.positional if self.combine or a in used),
+            arrays=tuple(a for a in self.positional if a in used),
             scalars=tuple(s for s in self.uniform if s in used),
             statements=tuple(self.statements),
             writes=writes,

@@ -37,6 +37,8 @@ class Plan:
         Start of the state arrays that do not start at zero: ``"p"`` or a number.
     matrix
         What is run instead of sweeps, of a matrix rule; otherwise None.
+    derive
+        The code in front of the first of two sweeps, which makes scalars of scalar states, or None.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -57,11 +59,14 @@ class Plan:
         """Scalars that make a scalar state of all groups together, in which groups therefore must agree."""
         if self.combine is None or self.level != "total":
             return ()
-        made_of: dict[str, set[str]] = {s: {s} for s in self.combine.scalars}
-        for name, expression in self.combine.statements:
+        functions = [f for f in (self.derive, self.combine) if f is not None]
+        derived = self.derive.writes if self.derive else {}
+        scalars = dict.fromkeys(s for f in functions for s in f.scalars if s not in derived)
+        made_of: dict[str, set[str]] = {s: {s} for s in scalars}
+        for name, expression in (statement for f in functions for statement in f.statements):
             made_of[name] = set().union(*(made_of.get(n, set()) for n in names_in(expression)))
         feeding = set().union(*(made_of.get(state, set()) for state in self.scalar_states))
-        return tuple(s for s in self.combine.scalars if s in feeding)
+        return tuple(s for s in scalars if s in feeding)
 
     @property
     def steps(self) -> tuple[Sweep | MatrixUpdate, ...]:
@@ -112,12 +117,14 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
     prepared = set(_prepare(rule, 1, scalar_states))
 
     _refuse_both(title, arrays, prepared)
-    combine = None
+    combine = derive = None
     given = prepared
     sweeps = []
     if len(stages) == 2:
-        sweeps.append(parse(functions["measure"], options, prepared))
-        combine = parse(_function(rule, "combine"), options, prepared, combine=True)
+        derive = _derive(rule, options, prepared)
+        given = prepared | set(derive.writes if derive else ())
+        sweeps.append(parse(functions["measure"], options, given))
+        combine = parse(_function(rule, "combine"), options, given, combine=True)
         if not sweeps[0].sums:
             raise RuleError(f"{title}: measure must return per_segment(name=term, ...) or total(name=term, ...)")
         unknown = set(combine.arrays) - set(sweeps[0].terms) - set(scalar_states) - {SIZE}
@@ -128,12 +135,19 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
             )
         if SIZE in {*sweeps[0].terms, *scalar_states}:
             raise RuleError(f"{title}: `{SIZE}` is the number of elements that are summed over; choose another name")
-        given = prepared | set(combine.writes)
+        given = given | set(combine.writes)
         if overridden := set(combine.writes) & set(sweeps[0].scalars):
-            raise RuleError(f"{title}: combine returns `{min(overridden)}`, which measure has of prepare(); rename one")
+            raise RuleError(
+                f"{title}: combine returns `{min(overridden)}`, which measure has of prepare() or derive; rename one"
+            )
         kept = {*combine.arrays, *combine.writes} & set(scalar_states)
-        if sweeps[0].level == "per_segment" and (both := kept & set(prepare_arguments(type(rule)))):
-            raise RuleError(f"{title}: prepare takes `{min(both)}` of a group, where combine has one of each segment")
+        if both := kept & set(prepare_arguments(type(rule))):
+            raise RuleError(
+                f"{title}: prepare takes `{min(both)}`, which combine has where the sums are: take it in derive, which "
+                "runs there too, in front of measure"
+            )
+        if derive is not None:
+            _check_derive(title, derive, kept, {*arrays, *prepared, *scalar_states, *combine.writes}, sweeps[0].level)
         combine = joined(combine, sweeps[0])
     reserved = NAMES & {*arrays, *given, *scalar_states}
     if reserved:
@@ -151,7 +165,26 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
         states=tuple(a for a in arrays if a in used and a not in ("p", "g")),
         start={k: _start(title, k, v, array=True) for k, v in init.items() if k in arrays},
         scalar_states=scalar_states,
+        derive=derive,
     )
+
+
+def _derive(rule: Rule, options: Mapping[str, object], prepared: set[str]) -> Sweep | None:
+    if not hasattr(rule, "derive"):
+        return None
+    return parse(_function(rule, "derive"), options, prepared, combine=True)
+
+
+def _check_derive(title: str, derive: Sweep, kept: set[str], taken: set[str], level: Level) -> None:
+    if level != "total":
+        raise RuleError(f"{title}: derive makes the scalars of groups, and measure sums per_segment: sum in total")
+    if unknown := set(derive.arrays) - kept:
+        raise RuleError(
+            f"{title}: derive takes `{min(unknown)}`, which is no scalar state that combine takes or returns; scalars "
+            "come behind *"
+        )
+    if both := set(derive.writes) & taken:
+        raise RuleError(f"{title}: derive returns `{min(both)}`, which is another's name already; rename one")
 
 
 def _plan_matrix(rule: MatrixRule, tail: Tail) -> Plan:

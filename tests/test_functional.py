@@ -129,8 +129,9 @@ def test_an_interrupted_step_is_finished(when, monkeypatch):
     functional.lamb_(q, g, *other, 1)
 
     def run(self):
-        ways = [self.sweeps[0].run, self._between, self.sweeps[1].run]
-        for way in ways[: (0, 1, 3)[when]]:
+        between = self._between
+        ways = [between.begin, self.sweeps[0].run, between.combine, self.sweeps[1].run]
+        for way in ways[: (0, 2, 4)[when]]:
             way()
         raise KeyboardInterrupt
 

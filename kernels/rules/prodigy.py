@@ -89,41 +89,53 @@ class Prodigy(Rule):
 
     def options(self) -> dict[str, object]:
         """Which decay is meant, and whether there is a mean of the gradients."""
-        return dict(decouple=self.decouple, averaged=self.betas[0] != 0)
+        return dict(decouple=self.decouple, averaged=self.betas[0] != 0, corrected=self.use_bias_correction)
 
     def init(self) -> dict[str, object]:
         """Start with the first estimate, and no step behind a gradient."""
-        return dict(p0="p", d=self.d0, d_max=self.d0, numerator=0.0, k=0.0)
+        powers = dict(power1=1.0, power2=1.0) if self.use_bias_correction else {}
+        return dict(p0="p", d=self.d0, d_max=self.d0, numerator=0.0, **powers)
 
     def stages(self) -> tuple[str, ...]:
         """Measure the way gone and the gradients' sum, then update."""
         return ("measure", "update")
 
-    def prepare(self, t: int, d: float, k: float) -> dict[str, float]:  # type: ignore[override]  # with its states
+    def prepare(self, t: int) -> dict[str, float]:
         """Give the scalars of step t."""
         b1, b2 = self.betas
-        corrected = math.sqrt(1 - b2 ** (k + 1)) / (1 - b1 ** (k + 1)) if self.use_bias_correction else 1.0
-        length = d * self.lr * corrected
-        weight = d / self.d0
         beta3 = math.sqrt(b2) if self.beta3 is None else self.beta3
         moves = self.lr > 0  # a group that does not counts for nothing and keeps its states
         return dict(
+            lr=self.lr,
+            beta1=b1,
+            beta2=b2,
             b1=b1 if moves else 1.0,
-            c1=d * (1 - b1) if moves else 0.0,
+            rest1=1 - b1 if moves else 0.0,
             b2=b2 if moves else 1.0,
-            c2=d * d * (1 - b2) if moves else 0.0,
+            rest2=1 - b2 if moves else 0.0,
             keep=beta3 if moves else 1.0,
-            way=weight * length,
-            taken=weight * (d if self.safeguard_warmup else length) if moves else 0.0,
+            safeguard=float(self.safeguard_warmup),
             counts=float(moves),
             beta3=beta3,
             eps=self.eps,
             wd=self.weight_decay,
-            length=length,
             d0=self.d0,
             d_coef=self.d_coef,
             growth_rate=math.inf if self.growth_rate is None else self.growth_rate,
         )
+
+    @staticmethod
+    def derive(d, power1, power2, *, lr, beta1, beta2, rest1, rest2, d0, safeguard, counts, corrected):
+        """Scale what is added to the moments and the sums by the estimate."""
+        length = d * lr
+        if corrected:
+            length = length * (sqrt(1 - beta2 * power2) / (1 - beta1 * power1))
+        weight = d / d0
+        c1 = d * rest1
+        c2 = d * d * rest2
+        way = weight * length
+        taken = counts * (weight * (d if safeguard > 0 else length))
+        return length, c1, c2, way, taken
 
     @staticmethod
     def measure(p, g, m, v, s, p0, *, b1, c1, b2, c2, keep, way, taken, counts, wd, decouple, averaged):
@@ -137,7 +149,26 @@ class Prodigy(Rule):
         return m, v, s, total(gone=way * g * (p0 - p), grown=counts * abs(s))
 
     @staticmethod
-    def combine(gone, grown, d, d_max, numerator, k, *, beta3, d0, d_coef, growth_rate, length, wd, eps):
+    def combine(
+        gone,
+        grown,
+        d,
+        d_max,
+        numerator,
+        power1,
+        power2,
+        *,
+        beta1,
+        beta2,
+        beta3,
+        d0,
+        d_coef,
+        growth_rate,
+        length,
+        wd,
+        eps,
+        corrected,
+    ):
         """Grow the estimate."""
         begun = grown > 0
         numerator = beta3 * numerator + gone if begun else numerator
@@ -145,12 +176,14 @@ class Prodigy(Rule):
         first = maximum(d, found) if d == d0 else d
         d_max = maximum(d_max, found)
         d = minimum(d_max, first * growth_rate) if begun else d
-        k = k + 1 if begun else k
+        if corrected:
+            power1 = beta1 * power1 if begun else power1
+            power2 = beta2 * power2 if begun else power2
         step = length if begun else 0
         unaveraged = step * d
         decay = 1 - wd * step
         floor = d * eps if begun else 1
-        return numerator, d_max, d, k, step, unaveraged, decay, floor
+        return numerator, d_max, d, power1, power2, step, unaveraged, decay, floor
 
     @staticmethod
     def update(p, g, m, v, *, step, unaveraged, decay, floor, wd, decouple, averaged):
@@ -230,38 +263,48 @@ class DAdaptAdam(Rule):
 
     def options(self) -> dict[str, object]:
         """Which decay is meant."""
-        return dict(decouple=self.decouple)
+        return dict(decouple=self.decouple, corrected=self.use_bias_correction)
 
     def init(self) -> dict[str, object]:
         """Start with the first estimate, and no step behind a gradient."""
-        return dict(d=self.d0, numerator=0.0, k=0.0)
+        powers = dict(power1=1.0, power2=1.0) if self.use_bias_correction else {}
+        return dict(d=self.d0, numerator=0.0, **powers)
 
     def stages(self) -> tuple[str, ...]:
         """Measure how well the gradients agree, then update."""
         return ("measure", "update")
 
-    def prepare(self, t: int, d: float, k: float) -> dict[str, float]:  # type: ignore[override]  # with its states
+    def prepare(self, t: int) -> dict[str, float]:
         """Give the scalars of step t."""
         b1, b2 = self.betas
-        corrected = math.sqrt(1 - b2 ** (k + 1)) / (1 - b1 ** (k + 1)) if self.use_bias_correction else 1.0
-        length = d * self.lr * corrected
         gamma = math.sqrt(b2)
         moves = self.lr > 0  # a group that does not counts for nothing and keeps its states
         return dict(
+            lr=self.lr,
+            beta1=b1,
+            beta2=b2,
             b1=b1 if moves else 1.0,
-            c1=length * (1 - b1),
+            rest1=1 - b1,
             b2=b2 if moves else 1.0,
             c2=1 - b2 if moves else 0.0,
             keep=gamma if moves else 1.0,
-            taken=length * (1 - gamma),
             counts=float(moves),
             gamma=gamma,
             rest=1 - gamma,
             eps=self.eps,
             wd=self.weight_decay,
-            length=length,
             growth_rate=math.inf if self.growth_rate is None else self.growth_rate,
         )
+
+    @staticmethod
+    def derive(d, power1, power2, *, lr, beta1, beta2, rest1, rest, corrected):
+        """Scale what is added to the moments and the sums by the estimate."""
+        length = d * lr
+        if corrected:
+            length = length * (sqrt(1 - beta2 * power2) / (1 - beta1 * power1))
+        c1 = length * rest1
+        taken = length * rest
+        return length, c1, taken
 
     @staticmethod
     def measure(p, g, m, v, s, *, b1, c1, b2, c2, keep, taken, counts, length, eps, wd, decouple):
@@ -275,16 +318,35 @@ class DAdaptAdam(Rule):
         return m, v, s, total(agreed=agreed, grown=counts * abs(s))
 
     @staticmethod
-    def combine(agreed, grown, d, numerator, k, *, gamma, rest, growth_rate, length, wd, counts):
+    def combine(
+        agreed,
+        grown,
+        d,
+        numerator,
+        power1,
+        power2,
+        *,
+        beta1,
+        beta2,
+        gamma,
+        rest,
+        growth_rate,
+        length,
+        wd,
+        counts,
+        corrected,
+    ):
         """Grow the estimate."""
         begun = grown > 0
         numerator = gamma * numerator + rest * agreed if begun else numerator
         found = numerator / (rest * grown) if begun else d
         d = maximum(d, minimum(found, d * growth_rate))
-        k = k + 1 if begun else k
+        if corrected:
+            power1 = beta1 * power1 if begun else power1
+            power2 = beta2 * power2 if begun else power2
         moves = counts if begun else 0
         decay = 1 - wd * length if begun else 1
-        return numerator, d, k, moves, decay
+        return numerator, d, power1, power2, moves, decay
 
     @staticmethod
     def update(p, m, v, *, eps, moves, decay, decouple):

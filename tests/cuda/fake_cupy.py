@@ -36,7 +36,7 @@ class Memory:
         self.ptr = address
 
 
-class ndarray:  # noqa: N801  # CuPy's name
+class ndarray:  # CuPy's name
     """An array of the device; `_host` is where it really lies."""
 
     __array_ufunc__ = None
@@ -214,10 +214,8 @@ def from_dlpack(value):
 
 
 def _lent(interface):
-    class Exporter:
-        __array_interface__ = {k: v for k, v in interface.items() if k != "stream"}
-
-    return ndarray(np.asarray(Exporter()))
+    exporter = types.SimpleNamespace(__array_interface__={k: v for k, v in interface.items() if k != "stream"})
+    return ndarray(np.asarray(exporter))
 
 
 def isfinite(value):
@@ -232,7 +230,7 @@ def _function(name):
     return function
 
 
-exp, log, sqrt, maximum, minimum, mean, sum, full_like, zeros_like, empty_like, stack = map(  # noqa: A001
+exp, log, sqrt, maximum, minimum, mean, sum, full_like, zeros_like, empty_like, stack = map(
     _function,
     ("exp", "log", "sqrt", "maximum", "minimum", "mean", "sum", "full_like", "zeros_like", "empty_like", "stack"),
 )

@@ -64,9 +64,7 @@ def build(text, extra=()):
         unfinished = folder / f"cuda-{key}.{os.getpid()}.{id(source)}"
         code = unfinished.with_suffix(".cpp")
         code.write_text(source)
-        subprocess.run(
-            [GXX, *FLAGS, *extra, "-shared", "-fPIC", "-Wl,-Bsymbolic", code, "-o", unfinished], check=True
-        )
+        subprocess.run([GXX, *FLAGS, *extra, "-shared", "-fPIC", "-Wl,-Bsymbolic", code, "-o", unfinished], check=True)
         unfinished.replace(library)
         code.unlink()
     return library
