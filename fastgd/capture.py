@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastgd.layout import Layout
 from fastgd.targets import Arrays
-
-if TYPE_CHECKING:
-    from fastgd.optimizer import Optimizer
 
 
 class CapturedStep:
@@ -25,8 +22,10 @@ class CapturedStep:
         Those that each replay reads.
     """
 
-    def __init__(self, optimizer: Optimizer, gradients: Arrays, before: Callable[[], object] | None) -> None:
-        self._optimizer = optimizer
+    def __init__(
+        self, replay: Callable[[CapturedStep, float], None], gradients: Arrays, before: Callable[[], object] | None
+    ) -> None:
+        self._replay = replay
         self.gradients = gradients
         self._before = before
         self._recorded: tuple[Any, ...] = ()
@@ -45,7 +44,7 @@ class CapturedStep:
         HyperparameterError, ArrayError, FastGDError
             As of `fastgd.Optimizer.step`.
         """
-        self._optimizer._replay(self, scale)
+        self._replay(self, scale)
 
     def runs(self, layout: Layout) -> list[Callable[[], None]]:
         """Give what runs the step that `layout` would run; it is recorded when that has changed."""

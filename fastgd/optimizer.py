@@ -493,7 +493,8 @@ class Optimizer:
                     "build the optimizer with 'propagate'"
                 )
             refuse_capture("capture()")
-            return CapturedStep(self, self._layout.targets.gradients(grads, writeable=self._settings.zero_grad), before)
+            gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
+            return CapturedStep(self._replay, gradients, before)
 
     def _replay(self, captured: CapturedStep, scale: float) -> None:
         with self._lock:

@@ -20,16 +20,19 @@ LAYERS = [
     ["kernels.printers", "kernels.storage", "kernels.blocks", "kernels.cuda_source"],
     ["kernels.disk_cache", "kernels.driver"],
     ["kernels.cpu_cache", "kernels.cpu_threads", "kernels.cubin"],
-    ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_cupy", "kernels.reference"],
-    ["kernels.matrix_sweep"],
+    ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_arrays", "kernels.reference"],
+    ["kernels.between", "kernels.matrix_sweep"],
+    ["kernels.cuda_cupy"],
     ["checks"],
     ["backend"],
+    ["memory"],
     ["flat"],
     ["targets", "groups", "settings", "state", "schedules"],
     ["launch", "gradient", "accumulation"],
     ["program", "state_arrays"],
     ["health"],
     ["layout"],
+    ["capture"],
     ["optimizer"],
     ["optimizers", "functional", "presets", "loss_scaler"],
     ["checkpoint", "distributed"],
@@ -54,7 +57,7 @@ STANDARD_ONLY = (
 )
 OWNERS = {
     "numba": {"kernels.cpu", "kernels.cpu_cache", "kernels.cpu_threads", "kernels.cpu_device", "bench.roofline"},
-    "cupy": {"kernels.cuda_cupy"},
+    "cupy": {"kernels.cuda_arrays", "kernels.cuda_cupy"},
     "cuda": {"kernels.cubin"},
 }
 

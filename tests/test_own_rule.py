@@ -79,6 +79,24 @@ def each(g, level):
     return level, per_segment(gg=g * g)
 
 
+@staticmethod
+def derived(seen, *, lr):
+    more = lr * seen
+    return more
+
+
+@staticmethod
+def derived_of_nothing(other, *, lr):
+    more = lr * other
+    return more
+
+
+@staticmethod
+def derived_twice(seen, *, lr):
+    factor = lr * seen
+    return factor
+
+
 def broken(**parts):
     """Decaying, with parts replaced."""
     return dataclass(frozen=True, kw_only=True)(type("Broken", (Decaying,), {"__annotations__": {}, **parts}))
@@ -94,7 +112,10 @@ def broken(**parts):
         (dict(init=lambda self: dict(start="q", factor=1.0, seen=0.0)), 'a number or "p"'),
         (dict(init=lambda self: dict(factor=1.0)), "combine takes `seen`"),
         (dict(prepare=lambda self, t: dict(step=1.0), measure=measures, combine=steps), "measure has of prepare"),
-        (dict(prepare=lambda self, t, seen: dict(lr=1.0, seen=seen), measure=each), "where combine has one of each"),
+        (dict(prepare=lambda self, t, seen: dict(lr=1.0, seen=seen), measure=each), "take it in derive"),
+        (dict(derive=derived, measure=each), "sum in total"),
+        (dict(derive=derived_of_nothing), "derive takes `other`"),
+        (dict(derive=derived_twice), "derive returns `factor`"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts, message):
