@@ -155,7 +155,7 @@ def _gpu() -> Finding:
     from fastgd.kernels.errors import BackendUnavailable
 
     try:
-        compiler, missing = f"NVRTC {nvrtc_version()} compiles for it", ""
+        compiler, missing = f"NVRTC {nvrtc_version()}", ""
     except BackendUnavailable as error:
         compiler, _, missing = str(error).partition("; ")
     driver, reason = find()

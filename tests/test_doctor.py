@@ -63,15 +63,15 @@ def healthy():
 
 def test_a_gpu_is_told_with_its_driver_and_compiler():
     devices = (Device("First", (9, 0), 85 * 10**9), Device("Second", (10, 3), 180 * 10**9))
-    found = doctor.judge_gpu(Driver((13, 0), devices), "", "NVRTC 13.0.88 compiles for it", "")
+    found = doctor.judge_gpu(Driver((13, 0), devices), "", "NVRTC 13.0.88", "")
     assert found.status == "ok"
     said = "driver of CUDA 13.0; 0: First, compute capability 9.0, 85.0 GB; 1: Second, compute capability 10.3, "
-    assert found.value == said + "180.0 GB; NVRTC 13.0.88 compiles for it"
+    assert found.value == said + "180.0 GB; NVRTC 13.0.88"
 
 
 def test_what_a_gpu_lacks_has_advice():
     for driver, reason in ((None, "there is no driver"), (Driver((13, 0), ()), "no device")):
-        found = doctor.judge_gpu(driver, reason, "NVRTC 13.0.88 compiles for it", "")
+        found = doctor.judge_gpu(driver, reason, "NVRTC 13.0.88", "")
         assert found.status == "note" and found.advice and reason in found.value
     found = doctor.judge_gpu(None, "there is no driver", "no compiler", "add it")
     assert (found.status, found.advice) == ("warn", "add it")
