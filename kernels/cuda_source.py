@@ -31,6 +31,7 @@ def _text(file: str) -> str:
     return (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
+@cache
 def service_source() -> str:
     """Give the translation unit of the kernels that are the same for every rule: ``fgd_add`` and ``fgd_put``."""
     return _text("transport.cuh") + _text("service.cuh")
