@@ -103,7 +103,7 @@ class Carried:
         taken = np.zeros(-(-host.nbytes // CARRIED) * CARRIED, np.uint8)
         self._taken = memoryview(taken.data)
         self._puts: list[Launch] = []
-        put = _function(service_source(), "service", "fgd_put") if words else None
+        put: Any = _function(service_source(), "service", "fgd_put") if words else None
         for start in range(0, words, CARRIED // 8):
             # an array of one element is handed over by value
             value = taken[8 * start : 8 * start + CARRIED].view(f"V{CARRIED}")
