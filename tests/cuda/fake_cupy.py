@@ -119,14 +119,20 @@ class ndarray:  # CuPy's name
     def any(self):
         return ndarray(np.asarray(self._host.any()))
 
-    def max(self):
-        return ndarray(np.asarray(self._host.max()))
+    def max(self, *arguments, **named):
+        return ndarray(np.asarray(self._host.max(*arguments, **named)))
+
+    def min(self, *arguments, **named):
+        return ndarray(np.asarray(self._host.min(*arguments, **named)))
 
     def sum(self, *arguments, **named):
         return ndarray(np.asarray(self._host.sum(*arguments, **named)))
 
     def mean(self, *arguments, **named):
         return ndarray(np.asarray(self._host.mean(*arguments, **named)))
+
+    def argmax(self, *arguments, **named):
+        return ndarray(np.asarray(self._host.argmax(*arguments, **named)))
 
     def astype(self, dtype):
         return ndarray(self._host.astype(dtype))
@@ -156,6 +162,16 @@ def _binary(name):
     return operate
 
 
+def _in_place(name):
+    def operate(self, other):
+        getattr(self._host, name)(_operand(other))
+        return self
+
+    return operate
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(ndarray, f"__{_name}__", _in_place(f"__{_name}__"))
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow"):
     setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "and", "or"):
@@ -224,17 +240,22 @@ def isfinite(value):
 
 
 def _function(name):
-    def function(*arguments, **named):
+    def function(*arguments, out=None, **named):
+        named |= {} if out is None else {"out": out._host}
         with np.errstate(all="ignore"):
             return ndarray(np.asarray(getattr(np, name)(*map(_operand, arguments), **named)))
 
     return function
 
 
-exp, log, sqrt, maximum, minimum, mean, sum, full_like, zeros_like, empty_like, stack = map(
+exp, log, sqrt, maximum, minimum, mean, sum, matmul, full_like, zeros_like, empty_like = map(
     _function,
-    ("exp", "log", "sqrt", "maximum", "minimum", "mean", "sum", "full_like", "zeros_like", "empty_like", "stack"),
+    ("exp", "log", "sqrt", "maximum", "minimum", "mean", "sum", "matmul", "full_like", "zeros_like", "empty_like"),
 )
+
+
+def stack(values):
+    return ndarray(np.stack([_operand(v) for v in values]))
 
 
 # ---- devices, streams, graphs ------------------------------------------------------------------------------------
@@ -348,7 +369,7 @@ def module():
     """Make the module."""
     made = types.ModuleType("cupy")
     names = """ndarray zeros ones empty arange asarray array ascontiguousarray from_dlpack isfinite exp log sqrt maximum
-    minimum mean sum full_like zeros_like empty_like stack RawModule"""
+    minimum mean sum matmul full_like zeros_like empty_like stack RawModule"""
     for name in names.split():
         setattr(made, name, globals()[name])
     made.float32, made.float64, made.int64 = np.float32, np.float64, np.int64
