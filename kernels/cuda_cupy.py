@@ -17,7 +17,6 @@ import cupy
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.between import prepared
 from fastgd.kernels.blocks import HI, LO, SEGMENT, SUM_BLOCK, Where, block_counts, branches, tiles
 from fastgd.kernels.cubin import cubin
 from fastgd.kernels.cuda_source import (
@@ -28,6 +27,7 @@ from fastgd.kernels.cuda_source import (
     between_source,
     entry,
     service_source,
+    sources_between,
     sweep_source,
 )
 from fastgd.kernels.errors import HyperparameterError
@@ -311,7 +311,7 @@ class CupyBetween:
     ) -> None:
         first, last = sweeps
         assert plan.combine is not None and first.summed is not None
-        self.prepared = prepared(plan)
+        self.prepared = plan.given
         self.states = Scalars(starts)
         self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
         self.given = Carried(np.zeros((groups, len(self._columns))))
@@ -334,20 +334,10 @@ class CupyBetween:
         sums = first.summed.segments if per_segment else first.summed.total
         sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
         every_group = cupy.arange(len(self.given.host), dtype=np.int64)
-        dtype: Any = first.dtype.name
+        sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
 
         def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
-            text = between_source(
-                function,
-                dtype,
-                label,
-                sums=tuple(plan.sweeps[0].sums),
-                states=tuple(self.states),
-                given=self._columns,
-                row=sweep.sweep.scalars,
-                per_segment=per_segment,
-            )
-            kernel = _function(text, label, entry(label, function, "scalars"))
+            kernel = _function(sources[function.name], label, entry(label, function, "scalars"))
             blocks = -(-len(groups) // THREADS) if per_segment else 1
             arguments = (
                 sums,

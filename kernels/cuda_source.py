@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from fastgd.kernels.language import Sweep
+from fastgd.kernels.plan import Plan
 from fastgd.kernels.printers import DType, cxx_text
 
 THREADS = 256
@@ -83,6 +84,34 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
             "}",
         ]
     return "\n".join([_text("transport.cuh"), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"
+
+
+def sources(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
+    """Give all translation units of a step, in their order, by the names of the rule's functions."""
+    between = sources_between(plan, dtype, label)
+    return {f.name: between.get(f.name) or sweep_source(f, dtype, label) for f in plan.functions}
+
+
+def sources_between(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
+    """Give the translation units of `derive` and `combine`, by name: see `between_source`."""
+    made: dict[str, str] = {}
+    if plan.combine is None:
+        return made
+    first, last = plan.sweeps
+    per_segment = plan.level == "per_segment"
+    for function, sweep, by_segment in ((plan.derive, first, False), (plan.combine, last, per_segment)):
+        if function is not None:
+            made[function.name] = between_source(
+                function,
+                dtype,
+                label,
+                sums=tuple(first.sums),
+                states=plan.summed_states,
+                given=(*plan.given, *(plan.derive.writes if plan.derive else ())),
+                row=sweep.scalars,
+                per_segment=by_segment,
+            )
+    return made
 
 
 def between_source(

@@ -69,6 +69,31 @@ class Plan:
         return tuple(s for s in scalars if s in feeding)
 
     @property
+    def functions(self) -> tuple[Sweep, ...]:
+        """Sweeps, and the code between them, in the order of a step."""
+        if self.combine is None:
+            return self.sweeps
+        first, last = self.sweeps
+        return (*((self.derive,) if self.derive else ()), first, self.combine, last)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Scalars that code between the sweeps, or a sweep behind such code, has of `prepare`."""
+        if self.combine is None:
+            return ()
+        derived = self.derive.writes if self.derive else {}
+        wanted = dict.fromkeys((*self.combine.scalars, *self.sweeps[-1].scalars))
+        if self.derive is not None:
+            wanted |= dict.fromkeys((*self.derive.scalars, *self.sweeps[0].scalars))
+        return tuple(n for n in wanted if n not in derived and n not in self.combine.writes)
+
+    @property
+    def summed_states(self) -> tuple[str, ...]:
+        """Scalar states that `combine` takes or gives; the others are of groups."""
+        of_sums = {*self.combine.arrays, *self.combine.writes} if self.combine else set()
+        return tuple(n for n in self.scalar_states if n in of_sums)
+
+    @property
     def steps(self) -> tuple[Sweep | MatrixUpdate, ...]:
         """What a step runs, in its order."""
         return self.sweeps if self.matrix is None else (self.matrix,)

@@ -13,8 +13,7 @@ import sass
 from oracles import SETTINGS
 
 from fastgd.kernels import cubin
-from fastgd.kernels.between import prepared
-from fastgd.kernels.cuda_source import VECTOR, between_source, entry, sweep_source
+from fastgd.kernels.cuda_source import VECTOR, entry, sources_between, sweep_source
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import gradient_norm, plan
 from fastgd.kernels.rules import RULES
@@ -46,29 +45,9 @@ def cases(dtype: str, names: Iterable[str] = RULES, settings: slice = slice(None
 
 
 def codes_between(name: str, dtype: str) -> Iterable[tuple[str, str]]:
-    """Code between the sweeps of a rule, as `fastgd.kernels.cuda_cupy` asks for it: name of the kernel, and text."""
+    """Code between the sweeps of a rule: name of the kernel, and text."""
     planned = plan(RULES[name](**SETTINGS[name][-1]))
-    if planned.combine is None:
-        return
-    first, last = planned.sweeps
-    functions = [(planned.derive, first, False)] if planned.derive else []
-    functions.append((planned.combine, last, planned.level == "per_segment"))
-    used = {a for function, _, _ in functions for a in (*function.arrays, *function.writes)}
-    given = (*prepared(planned), *(planned.derive.writes if planned.derive else ()))
-    for function, sweep, per_segment in functions:
-        yield (
-            entry(name, function, "scalars"),
-            between_source(
-                function,
-                dtype,
-                name,
-                sums=tuple(first.sums),
-                states=tuple(state for state in planned.scalar_states if state in used),
-                given=given,
-                row=sweep.scalars,
-                per_segment=per_segment,
-            ),
-        )
+    return [(f"fgd_{name}_{f}_scalars", text) for f, text in sources_between(planned, dtype, name).items()]
 
 
 def all_of(check, items) -> list[str]:
