@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import refuse_missing
-from fastgd.kernels.errors import ArrayError
+from fastgd.kernels.errors import ArrayError, BackendUnavailable
 
 ALIGNMENT = 64
 """Bytes to which a block is aligned, and elements to which a segment's start is."""
@@ -38,6 +38,24 @@ def any_on_gpu(params: Any) -> bool:
     if isinstance(params, list | tuple):
         return any(any_on_gpu(p) if isinstance(p, Mapping) else on_gpu(p) for p in params)
     return on_gpu(params)
+
+
+def refuse_other_memory(backend: str, params: Any) -> None:
+    """Refuse parameters that lie where a backend does not serve them.
+
+    Raises
+    ------
+    BackendUnavailable
+        With the way out.
+    """
+    gpu = any_on_gpu(params)
+    if gpu == (backend == "cupy"):
+        return
+    if gpu:
+        where, ways = "on a GPU", "backend='auto', or copies on the host, as of params.to('numpy') and x.get()"
+    else:
+        where, ways = "on the host", "backend='auto', or copies on a GPU, as of params.to('cupy') and cupy.asarray(x)"
+    raise BackendUnavailable(f"backend {backend!r} does not serve arrays {where}, where params lie: pass {ways}")
 
 
 def is_own(value: object) -> bool:

@@ -24,7 +24,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
-from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_capture, to_host
+from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_capture, refuse_other_memory, to_host
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
@@ -151,6 +151,7 @@ class Optimizer:
             zero_grad=zero_grad,
         )
         self.backend = resolve(backend, gpu=any_on_gpu(params))
+        refuse_other_memory(self.backend, params)
         self._threads = threads
         self._rule = rule
         self._rule_class = type(rule)
