@@ -21,11 +21,13 @@ def on_gpu(value: object) -> bool:
     """Whether a value lies in a GPU's memory."""
     if isinstance(value, np.ndarray):
         return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
     try:
         return value.__dlpack_device__()[0] in _CUDA  # type: ignore[attr-defined]
     except Exception:  # it has none, or whatever another library raises
+        pass
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except Exception:  # torch raises no AttributeError for what requires a gradient
         return False
 
 
