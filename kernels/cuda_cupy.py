@@ -192,7 +192,6 @@ class CupySweep:
         """Compile the kernels or load them from the cache, and lay out their launches."""
         if self._is_laid_out:
             return
-        self._is_laid_out = True
         text = sweep_source(self.sweep, self.dtype.name, self._label)  # type: ignore[arg-type]
         sums = self.summed.blocks if self.summed else 0
         launches = []
@@ -202,6 +201,7 @@ class CupySweep:
                 arguments = (self._addresses.memory, self.rows.memory, cupy.asarray(table), len(table), sums)
                 launches.append(partial(function, _grid(len(table)), (THREADS,), arguments))
         self._launches = [*self._before, *launches, *(self.summed.launches if self.summed else ())]
+        self._is_laid_out = True  # not before: a compiler or memory may have failed
 
     def put_before(self, launches: list[Launch]) -> None:
         """Have launches in front of the sweep's own, as a part of it."""
