@@ -19,8 +19,8 @@ _CUDA = (2, 13)  # device types of DLPack: a GPU's memory, and managed memory
 
 def on_gpu(value: object) -> bool:
     """Whether a value lies in a GPU's memory."""
-    if isinstance(value, np.ndarray):
-        return False
+    if is_own(value):
+        return not isinstance(value, np.ndarray)
     try:
         return value.__dlpack_device__()[0] in _CUDA  # type: ignore[attr-defined]
     except Exception:  # it has none, or whatever another library raises
