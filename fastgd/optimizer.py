@@ -324,8 +324,8 @@ class Optimizer:
                 layout.check.clip_unseen()
             self._run(t, runs)
 
-    def _run(self, t: int, runs: Sequence[Callable[[], None]]) -> None:
-        """Write: run what makes step `t`."""
+    def _run(self, t: int, runs: Sequence[Callable[[], None]], whole: Callable[[], None] | None = None) -> None:
+        """Write: run what makes step `t`; `whole` is the one of these that runs all sweeps, where there is one."""
         try:
             self._begun = t
             for run in runs:
@@ -334,7 +334,7 @@ class Optimizer:
         except BaseException as error:
             # Ctrl-C and exit come from a signal, and so may an error that comes when all is written.
             if not isinstance(error, Exception) or self._all_ran():
-                self._finish(t)
+                self._finish(t, whole)
             raise
 
     def _prepare(self, t: int, factor: float) -> list[Callable[[], None]]:
@@ -359,10 +359,12 @@ class Optimizer:
         if self._layout.accumulator is not None:
             self._layout.accumulator.step = 0
 
-    def _finish(self, t: int) -> None:
+    def _finish(self, t: int, whole: Callable[[], None] | None = None) -> None:
         """Bring a step to its end that Ctrl-C stopped between two sweeps; Ctrl-C is raised behind it."""
         while self._begun != self._t:
             try:
+                if whole is not None and not self._all_ran():
+                    whole()  # a graph has more in it than sweeps
                 self._layout.program.finish(t - 1 - self._layout.counted_from)
                 self._t = t
             except (KeyboardInterrupt, SystemExit):  # another one
@@ -517,7 +519,8 @@ class Optimizer:
                 self._gradients = captured.gradients
             t = self._t + 1
             self._prepare(t, -scale if self._settings.maximize else scale)
-            self._run(t, captured.runs(self._layout))
+            runs = captured.runs(self._layout)
+            self._run(t, runs, whole=runs[0])
 
     # ---- beside the step
 
