@@ -90,16 +90,17 @@ def zeros(size: int, dtype: np.dtype[Any], *, gpu: bool = False) -> Any:
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
-def refuse_capture(what: str) -> None:
-    """Refuse to be called while CuPy's current stream is captured.
+def refuse_elsewhere(what: str, device: int) -> None:
+    """Refuse to be called on another device than the arrays' one, or while CuPy's current stream is captured.
 
     Raises
     ------
-    FastGDError
+    ArrayError, FastGDError
         If it is.
     """
-    from fastgd.kernels.cuda_arrays import refuse_capture
+    from fastgd.kernels.cuda_arrays import refuse_capture, refuse_other_device
 
+    refuse_other_device(what, device)
     refuse_capture(what)
 
 

@@ -24,7 +24,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
-from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_capture, refuse_other_memory, to_host
+from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_elsewhere, refuse_other_memory, to_host
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
@@ -303,7 +303,7 @@ class Optimizer:
             if self._begun != self._t:
                 self._settle()
             if self._gpu:
-                refuse_capture("step()")
+                self._refuse_elsewhere("step()")
             layout = self._layout
             if layout.targets.foreign:
                 layout.targets.refuse_moved()
@@ -323,6 +323,12 @@ class Optimizer:
             if layout.check is not None and layout.check.clips_unseen:
                 layout.check.clip_unseen()
             self._run(t, runs)
+
+    def _refuse_elsewhere(self, what: str) -> None:
+        """Refuse to work on a GPU's memory on another device, or while it would be recorded."""
+        device = self._layout.targets.device
+        if device is not None:
+            refuse_elsewhere(what, device)
 
     def _run(self, t: int, runs: Sequence[Callable[[], None]], whole: Callable[[], None] | None = None) -> None:
         """Write: run what makes step `t`; `whole` is the one of these that runs all sweeps, where there is one."""
@@ -495,14 +501,14 @@ class Optimizer:
                     f"capture() cannot record a step that reads a flag, given on_nonfinite={self.on_nonfinite!r}: "
                     "build the optimizer with 'propagate'"
                 )
-            refuse_capture("capture()")
+            self._refuse_elsewhere("capture()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             return CapturedStep(self._replay, gradients, before)
 
     def _replay(self, captured: CapturedStep, scale: float) -> None:
         with self._lock:
             self._settle()
-            refuse_capture("replay()")
+            self._refuse_elsewhere("replay()")
             if self.accumulated:
                 raise ArrayError(
                     f"a captured step has gradients of its own, given {self.accumulated} that are accumulated: call "
@@ -585,7 +591,7 @@ class Optimizer:
     def _run_aside(self, name: str, gradients: Arrays | None, scale: float, done: Callable[[], None]) -> None:
         """Run a sweep beside the step, wholly, and then `done`."""
         if self._gpu:
-            refuse_capture(name)
+            self._refuse_elsewhere(f"{'update_' * (name == 'hessian')}{name}()")
         if self._changes.pending:
             self._reread()
         layout = self._layout
@@ -638,7 +644,7 @@ class Optimizer:
         with self._lock:
             self._settle()
             if self._gpu:
-                refuse_capture("accumulate()")
+                self._refuse_elsewhere("accumulate()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             factor = self._checked_scale(scale)
             summed = self._layout.summed()
@@ -714,6 +720,8 @@ class Optimizer:
         limits = thresholds(vanishing, exploding, dead)
         with self._lock:
             self._settle()
+            if self._gpu:
+                self._refuse_elsewhere("report()")
             gradients = self._accumulated_or(grads, writeable=False)
             scale = self._checked_scale(scale)
             if self._changes.pending:
@@ -761,6 +769,8 @@ class Optimizer:
                     f"a group must be added between steps, given one with {self.accumulated} gradients accumulated: "
                     "step() or zero_grad() first"
                 )
+            if self._gpu:
+                self._refuse_elsewhere("add_param_group()")
             new = self._layout.with_group(group, self._t)
             self._given, self._leaves = _NOTHING, []
             self._layout = new  # at once: Ctrl-C leaves the old one or the new
