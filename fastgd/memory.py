@@ -127,7 +127,8 @@ def copy_into(array: Any, values: Any) -> None:
     if not on_gpu(values):
         from fastgd.kernels.cuda_arrays import to_device
 
-        values = to_device(np.asarray(values, array.dtype, order="C"))
+        given = np.asarray(values, array.dtype, order="C")
+        values = to_device(given) if given.ndim else given.item()  # a number goes along with a kernel: nobody waits
     array[...] = values
 
 
