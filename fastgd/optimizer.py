@@ -477,7 +477,8 @@ class Optimizer:
             As of `step`: the gradients that every replay reads, where they lie now.
         before : callable, optional
             Recorded in front of the step, such as what computes the gradients; it must not wait for the GPU. It is
-            called once, on the stream that is captured, and what it computes is not to be relied on.
+            called at the first replay, on the stream that is captured, and again where a changed step is recorded
+            anew; nothing is computed by the call itself.
 
         Returns
         -------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -69,19 +70,30 @@ def run_all(launches: Sequence[Launch]) -> None:
     deque(map(operator.call, launches), maxlen=0)
 
 
-def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> Any:
-    """Record launches in a graph, behind what `before` launches; nothing of it is run."""
+def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> tuple[Any, Any]:
+    """Record launches in a graph, behind what `before` launches; nothing of it is run.
+
+    Returns
+    -------
+    graph
+    memory
+        Pool of the arrays that `before` makes on its way: the graph uses them, so it must live as long.
+    """
+    memory = cupy.cuda.MemoryPool()
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()  # what was allocated or sent there must be there
     with stream:
         stream.begin_capture()
         try:
             if before is not None:
-                before()
+                with cupy.cuda.using_allocator(memory.malloc):
+                    before()
             run_all(launches)
-        finally:
-            graph = stream.end_capture()
-    return graph
+        except BaseException:
+            with suppress(Exception):  # it has failed with the capture, and says less
+                stream.end_capture()
+            raise
+        return stream.end_capture(), memory
 
 
 class Carried:
