@@ -517,6 +517,12 @@ class Optimizer:
                 )
             if self._mode == "eval":
                 raise FastGDError(f"{type(self).__name__} is in eval mode, in which there are no steps: call train()")
+            segments = len(self._layout.targets.segments)
+            if len(captured.gradients.where.array) != segments:
+                raise ArrayError(
+                    f"a captured step has gradients of its own, given {len(captured.gradients.where.array)} arrays of "
+                    f"them for {segments} parameters, as a group was added: capture() again"
+                )
             if self._layout.targets.foreign:
                 self._layout.targets.refuse_moved()
             scale = self._checked_scale(scale)
