@@ -214,11 +214,13 @@ class CupySweep:
         text = sweep_source(self.sweep, self.dtype.name, self._label)  # type: ignore[arg-type]
         sums = self.summed.blocks if self.summed else 0
         launches = []
-        for kind, table in zip(("vector", "scalar"), self._parted(), strict=True):
+        width = VECTOR // self.dtype.itemsize  # of sums, as many tiles are done by one block
+        for (kind, teams), table in zip((("vector", width), ("scalar", 1)), self._parted(), strict=True):
             function = _function(text, self._label, entry(self._label, self.sweep, kind))
             if len(table):
                 arguments = (self._addresses.memory, self.rows.memory, cupy.asarray(table), len(table), sums)
-                launches.append(partial(function, _grid(len(table)), (THREADS,), arguments))
+                blocks = -(-len(table) // teams) if self.sweep.sums else len(table)
+                launches.append(partial(function, _grid(blocks), (THREADS,), arguments))
         self._launches = [*self._before, *launches, *(self.summed.launches if self.summed else ())]
         self._counted = [*self._launches, self.count]
         self._is_laid_out = True  # not before: a compiler or memory may have failed

@@ -16,6 +16,7 @@ import gxx
 import numpy as np
 
 BACKWARDS = False  # in which order threads and blocks take their turns
+PROCESSORS = 3
 SANITIZED = ()  # further flags of g++
 waits = []
 """What has waited for the device since the list was cleared."""
@@ -341,7 +342,7 @@ class Device:
     def __init__(self, number=None):
         self.id = Device.current if number is None else number
         self.compute_capability = "90"
-        self.attributes = {"MultiProcessorCount": 3}
+        self.attributes = {"MultiProcessorCount": PROCESSORS}
 
     def synchronize(self):
         waits.append("synchronize")
