@@ -261,9 +261,10 @@ class _Parser:
         if not isinstance(last, ast.Return) or last.value is None:
             self.refuse(last, "a rule ends with `return` and the names of what it writes")
         writes, sums, level = self._returned(last.value)
-        # What has lost its assignment by folding is not written, and if nothing names it, not kept.
-        assigned = {name for name, _ in self.statements}
-        writes = {a: w for a, w in writes.items() if a in assigned}
+        if not self.combine:  # there a sum may be returned as it is
+            # What has lost its assignment by folding is not written, and if nothing names it, not allocated.
+            assigned = {name for name, _ in self.statements}
+            writes = {a: w for a, w in writes.items() if a in assigned}
         used = set().union(*(names_in(e) for _, e in self.statements), writes.values(), sums.values())
         return Sweep(
             name=self.tree.name,
