@@ -477,8 +477,9 @@ class Optimizer:
             As of `step`: the gradients that every replay reads, where they lie now.
         before : callable, optional
             Recorded in front of the step, such as what computes the gradients; it must not wait for the GPU. It is
-            called at the first replay, on the stream that is captured, and again where a changed step is recorded
-            anew; nothing is computed by the call itself.
+            called at the first replay, on the stream that is captured, and again where another step is recorded, as
+            one in which an average rests; nothing is computed by the call itself. Run it once beforehand: CuPy
+            compiles a kernel at its first use. Not for tensors of torch, which launches on a stream of its own.
 
         Returns
         -------
@@ -504,6 +505,11 @@ class Optimizer:
                 )
             self._refuse_elsewhere("capture()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
+            if before is not None and self._layout.targets.foreign:
+                raise HyperparameterError(
+                    f"before must be None for parameters of another library, which would launch on a stream that is not "
+                    f"captured, given {before!r}: have its own graph compute the gradients"
+                )
             return CapturedStep(self._replay, gradients, before)
 
     def _replay(self, captured: CapturedStep, scale: float) -> None:

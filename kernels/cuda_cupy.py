@@ -349,7 +349,7 @@ class CupyBetween:
         per_segment = plan.level == "per_segment"
         sums = first.summed.segments if per_segment else first.summed.total
         sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
-        every_group = cupy.arange(len(self.given.host), dtype=np.int64)
+        every_group = cupy.asarray(np.arange(len(self.given.host)))
         sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
 
         def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
@@ -401,7 +401,7 @@ class CupyClip:
         self._function = function
         self._given = Carried(np.zeros((1, len(self._function.scalars))))
         self._results = cupy.zeros(len(self._function.writes), np.float64)
-        self._one = cupy.ones(1, np.float64)
+        self._one = cupy.asarray(np.ones(1))
         self._zero = cupy.zeros(1, np.int64)
         self._dtype = dtype
         self._cells: tuple[Sequence[int], Sequence[int]] | None = None
