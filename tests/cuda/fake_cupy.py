@@ -140,7 +140,8 @@ class ndarray:  # CuPy's name
         return (self[i] for i in range(len(self)))
 
     def __matmul__(self, other):
-        return _computed(lambda a=_operand(other): self._host @ a)
+        operand = _operand(other)
+        return _computed(lambda: self._host @ operand)
 
     def all(self):
         return _computed(self._host.all)
@@ -489,8 +490,10 @@ def installed(monkeypatch):
 
     monkeypatch.setattr(cubin, "cubin", lambda text, arch, label: gxx.build(text, SANITIZED))
     monkeypatch.setattr(backend, "_SERVING", {"cupy"})
+    global allocations_left
     waits.clear()
     launched.clear()
+    allocations_left, Stream.current, Device.current = math.inf, Stream.null, 0
     try:
         yield fake
     finally:
