@@ -779,7 +779,7 @@ class Optimizer:
             if self._gpu:
                 self._refuse_elsewhere("add_param_group()")
             new = self._layout.with_group(group, self._t)
-            self._given, self._leaves = _NOTHING, []
+            self._given, self._leaves, self._gradients = _NOTHING, [], None
             self._layout = new  # at once: Ctrl-C leaves the old one or the new
 
     def state_dict(self) -> dict[str, Any]:
