@@ -83,8 +83,8 @@ def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> t
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()  # what was allocated or sent there must be there
     with stream:
-        stream.begin_capture()
         try:
+            stream.begin_capture()
             if before is not None:
                 with cupy.cuda.using_allocator(memory.malloc):
                     before()
