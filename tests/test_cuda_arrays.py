@@ -669,6 +669,22 @@ def test_memory_that_does_not_suffice_leaves_nothing_half_made(cupy, build):
     assert w._host.tobytes() == expected._host.tobytes()
 
 
+def test_memory_that_does_not_suffice_for_gradients_that_lie_otherwise_leaves_the_optimizer_as_it_was(cupy):
+    w, g, shifted = cupy.ones(70), cupy.ones(70), cupy.ones(71)
+    opt = fastgd.LAMB(w, lr=0.1, max_norm=1.0)
+    opt.step(g)
+    before = w._host.tobytes()
+    for k in range(2):
+        fake_cupy.allocations_left = k
+        with pytest.raises(MemoryError):
+            opt.step(shifted[1:])
+        fake_cupy.allocations_left = math.inf
+        assert opt.t == 1
+        assert w._host.tobytes() == before
+    opt.step(shifted[1:])
+    assert opt.t == 2
+
+
 def test_memory_that_does_not_suffice_for_a_group_more_leaves_the_optimizer_as_it_was(cupy):
     w, more = cupy.ones(70), cupy.ones(5)
     opt = fastgd.LAMB(w, lr=0.1, ema_decay=0.9, max_norm=1.0)
