@@ -198,9 +198,9 @@ class CupySweep:
         aligned = (addresses % VECTOR == 0).all(axis=1)
         if (aligned != self._aligned).any():
             self._aligned = aligned
-            if self._is_laid_out:  # at once: in a step nothing may fail any more
-                self._is_laid_out = False
-                self.prepare()
+            self._is_laid_out = False
+        if self._launches and not self._is_laid_out:  # at once: in a step nothing may fail any more
+            self.prepare()
 
     def prepare(self) -> None:
         """Compile the kernels or load them from the cache, and lay out their launches."""
