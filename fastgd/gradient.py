@@ -92,7 +92,7 @@ class GradientCheck:
     def prepare_unseen(self, factor: float, cells: tuple[Sequence[int], Sequence[int]]) -> None:
         """Have all ready for `clip_unseen`: where the factor goes, in the parameters' dtype and in float64."""
         assert self._unseen is not None
-        self._unseen.aim(*cells)
+        self._unseen.aim(cells)
         self._unseen.upload(factor=factor, max_norm=self._max_norm)
 
     def clip_unseen(self) -> None:

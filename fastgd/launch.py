@@ -129,7 +129,7 @@ class Launch:
             name: np.array([self._start(name, kind, i, targets) for kind, i in self._owners(name)], float)
             for name in plan.scalar_states
         }
-        self._own = {name: values for name, values in starts.items() if self._owners(name)[0][0] == "group"}
+        self._own = {name: values for name, values in starts.items() if name not in plan.summed_states}
         sizes = [targets.segments[s].size for s in self.segments]
         by_group = self._group_of.tolist()
         self.sweeps: list[SweepOnArrays] = []
@@ -165,8 +165,7 @@ class Launch:
 
     def _owners(self, name: str) -> list[tuple[str, int]]:
         """Whose each of a scalar state's numbers is: a group's, a segment's, or of all together."""
-        combine = self.plan.combine
-        if combine is None or name not in {*combine.arrays, *combine.writes}:
+        if name not in self.plan.summed_states:
             return [("group", g) for g in self.groups]
         return [("segment", s) for s in self.segments] if self._per_segment else [("all", 0)]
 

@@ -113,6 +113,7 @@ class Program:
             for index, i in enumerate(launch.groups)
         ]
         self.runs: list[Callable[[], None]] = []
+        self._cells: dict[str, tuple[list[int], list[int]]] = {}
 
     def compile(self) -> list[Callable[[], None]]:
         """Have every kernel ready, and give what runs them."""
@@ -167,9 +168,11 @@ class Program:
             launch.count_from(runs)
 
     def cells(self, name: str) -> tuple[list[int], list[int]]:
-        """Addresses on the device of a step's scalar: in the arrays' dtype, and in float64."""
-        found = [launch.cells(name) for launch in self.launches]
-        return [c for narrow, _ in found for c in narrow], [c for _, wide in found for c in wide]
+        """Addresses on the device of a step's scalar: in the arrays' dtype, and in float64; always the same object."""
+        if name not in self._cells:
+            found = [launch.cells(name) for launch in self.launches]
+            self._cells[name] = [c for narrow, _ in found for c in narrow], [c for _, wide in found for c in wide]
+        return self._cells[name]
 
     def upload(self) -> None:
         """Send the scalars of a step to the device, in front of the step itself."""

@@ -64,7 +64,7 @@ class HostBetween:
         self._sweep = sweep
         self._first, self._last = rows
         self.states: MutableMapping[str, NDArray[np.float64]] = starts
-        self.prepared = prepared(plan)
+        self.prepared = plan.given
         self._given = np.zeros((groups, len(self.prepared)))
         self._scalars: dict[str, NDArray[np.float64]] = {}
         self._next: dict[str, NDArray[np.float64]] = {}
@@ -124,13 +124,3 @@ class HostBetween:
     def share(self, other: Any) -> None:
         """Keep the scalar states together with another one."""
         self.states = other.states
-
-
-def prepared(plan: Plan) -> tuple[str, ...]:
-    """Names of the scalars that code between the sweeps, or a sweep behind such code, has of `prepare`."""
-    assert plan.combine is not None
-    derived = plan.derive.writes if plan.derive else {}
-    wanted = dict.fromkeys((*plan.combine.scalars, *plan.sweeps[-1].scalars))
-    if plan.derive is not None:
-        wanted |= dict.fromkeys((*plan.derive.scalars, *plan.sweeps[0].scalars))
-    return tuple(n for n in wanted if n not in derived and n not in plan.combine.writes)

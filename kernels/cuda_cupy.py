@@ -18,7 +18,6 @@ import cupy
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.between import prepared
 from fastgd.kernels.blocks import HI, LO, SEGMENT, SUM_BLOCK, Where, block_counts, branches, tiles
 from fastgd.kernels.cubin import cubin
 from fastgd.kernels.cuda_source import (
@@ -29,6 +28,7 @@ from fastgd.kernels.cuda_source import (
     between_source,
     entry,
     service_source,
+    sources_between,
     sweep_source,
 )
 from fastgd.kernels.errors import HyperparameterError
@@ -110,22 +110,25 @@ class Carried:
         words = -(-host.nbytes // 8)
         self.memory = cupy.zeros(max(1, words), np.int64)
         """The copy; an argument of launches."""
-        self._sent = bytes(words * 8)
+        self._sent = bytes(host.nbytes)
+        # what launches take along: the driver has copied it when a launch returns
+        taken = np.zeros(-(-host.nbytes // CARRIED) * CARRIED, np.uint8)
+        self._taken = memoryview(taken.data)
+        self._puts: list[Launch] = []
+        put: Any = _function(service_source(), "service", "fgd_put") if words else None
+        for start in range(0, words, CARRIED // 8):
+            # an array of one element is handed over by value
+            value = taken[8 * start : 8 * start + CARRIED].view(f"V{CARRIED}")
+            count = min(words - start, CARRIED // 8)
+            self._puts.append(partial(put, (1,), (THREADS,), (value, self.memory[start:], count)))
 
     def upload(self) -> None:
         """Bring the copy up to date, on the current stream, if the array has changed since the last time."""
-        content = self.host.tobytes().ljust(len(self._sent), b"\0")
-        if content == self._sent:
-            return
-        put = _function(service_source(), "service", "fgd_put")
-        launches = []
-        for start in range(0, len(content), CARRIED):
-            chunk = content[start : start + CARRIED]
-            # an array of one element is handed over by value
-            value = np.frombuffer(chunk.ljust(CARRIED, b"\0"), f"V{CARRIED}")
-            launches.append(partial(put, (1,), (THREADS,), (value, self.memory[start // 8 :], len(chunk) // 8)))
-        run_all(launches)
-        self._sent = content
+        content = self.host.tobytes()
+        if content != self._sent:
+            self._taken[: len(content)] = content
+            run_all(self._puts)
+            self._sent = content
 
     def cells(self, column: int) -> list[int]:
         """Addresses of a column's numbers."""
@@ -176,7 +179,8 @@ class CupySweep:
         """Counts a run; it must stand behind the launches, with nothing that could part them."""
         self._before: list[Launch] = []
         self._launches: list[Launch] = []
-        self._is_laid_out = False
+        self._counted: list[Launch] = []
+        self._is_laid_out = self._is_bound_anew = False
 
     @property
     def runs(self) -> int:
@@ -195,6 +199,7 @@ class CupySweep:
         addresses = self._addresses.host
         addresses[:, self.sweep.arrays.index(name)] = start[where.array] + where.offset * self.dtype.itemsize
         self._bound[name] = arrays
+        self._is_bound_anew = True
         aligned = (addresses % VECTOR == 0).all(axis=1)
         if (aligned != self._aligned).any():
             self._aligned = aligned
@@ -209,12 +214,15 @@ class CupySweep:
         text = sweep_source(self.sweep, self.dtype.name, self._label)  # type: ignore[arg-type]
         sums = self.summed.blocks if self.summed else 0
         launches = []
-        for kind, table in zip(("vector", "scalar"), self._parted(), strict=True):
+        width = VECTOR // self.dtype.itemsize  # of sums, as many tiles are done by one block
+        for (kind, teams), table in zip((("vector", width), ("scalar", 1)), self._parted(), strict=True):
             function = _function(text, self._label, entry(self._label, self.sweep, kind))
             if len(table):
                 arguments = (self._addresses.memory, self.rows.memory, cupy.asarray(table), len(table), sums)
-                launches.append(partial(function, _grid(len(table)), (THREADS,), arguments))
+                blocks = -(-len(table) // teams) if self.sweep.sums else len(table)
+                launches.append(partial(function, _grid(blocks), (THREADS,), arguments))
         self._launches = [*self._before, *launches, *(self.summed.launches if self.summed else ())]
+        self._counted = [*self._launches, self.count]
         self._is_laid_out = True  # not before: a compiler or memory may have failed
 
     def put_before(self, launches: list[Launch]) -> None:
@@ -244,7 +252,9 @@ class CupySweep:
 
     def upload(self) -> None:
         """Bring addresses and scalars on the device up to date."""
-        self._addresses.upload()
+        if self._is_bound_anew:
+            self._addresses.upload()
+            self._is_bound_anew = False
         self.rows.upload()
 
     @property
@@ -257,7 +267,7 @@ class CupySweep:
         """Launch the update of the arrays; nothing waits for it."""
         self.prepare()
         self.upload()
-        run_all([*self._launches, self.count])
+        run_all(self._counted)
 
     def resume(self) -> None:
         """Finish a run that was interrupted: all of it is launched or nothing is."""
@@ -317,7 +327,7 @@ class CupyBetween:
     ) -> None:
         first, last = sweeps
         assert plan.combine is not None and first.summed is not None
-        self.prepared = prepared(plan)
+        self.prepared = plan.given
         self.states = Scalars(starts)
         self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
         self.given = Carried(np.zeros((groups, len(self._columns))))
@@ -340,20 +350,10 @@ class CupyBetween:
         sums = first.summed.segments if per_segment else first.summed.total
         sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
         every_group = cupy.arange(len(self.given.host), dtype=np.int64)
-        dtype: Any = first.dtype.name
+        sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
 
         def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
-            text = between_source(
-                function,
-                dtype,
-                label,
-                sums=tuple(plan.sweeps[0].sums),
-                states=tuple(self.states),
-                given=self._columns,
-                row=sweep.sweep.scalars,
-                per_segment=per_segment,
-            )
-            kernel = _function(text, label, entry(label, function, "scalars"))
+            kernel = _function(sources[function.name], label, entry(label, function, "scalars"))
             blocks = -(-len(groups) // THREADS) if per_segment else 1
             arguments = (
                 sums,
@@ -404,14 +404,15 @@ class CupyClip:
         self._one = cupy.ones(1, np.float64)
         self._zero = cupy.zeros(1, np.int64)
         self._dtype = dtype
-        self._cells: tuple[list[int], list[int]] | None = None
+        self._cells: tuple[Sequence[int], Sequence[int]] | None = None
         self._launch: Launch | None = None
         self._launches: list[Launch] = []
 
-    def aim(self, cells: list[int], wide_cells: list[int]) -> None:
-        """Say where the factor goes: cells of the parameters' dtype, and of float64."""
-        if self._cells == (cells, wide_cells):
+    def aim(self, cells: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Say where the factor goes: addresses of numbers of the parameters' dtype, and of float64."""
+        if self._cells is cells:
             return
+        self._cells = cells
         sums = self._sums.summed
         assert sums is not None
         text = between_source(
@@ -424,13 +425,12 @@ class CupyClip:
             spread="gscale",
         )
         kernel = _function(text, "gradient", entry("gradient", self._function, "scalars"))
-        narrow, wide = (cupy.asarray(np.array(addresses, np.int64)) for addresses in (cells, wide_cells))
+        narrow, wide = (cupy.asarray(np.array(addresses, np.int64)) for addresses in cells)
         given = self._given.memory
         no_rows = 0
         arguments: tuple[Any, ...] = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
-        arguments += (narrow, len(cells), wide, len(wide_cells))
+        arguments += (narrow, len(narrow), wide, len(wide))
         self._launch = partial(kernel, (1,), (THREADS,), arguments)
-        self._cells = cells, wide_cells
 
     def upload(self, **values: float) -> None:
         """Send what the factor is made of."""

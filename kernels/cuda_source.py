@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from fastgd.kernels.language import Sweep
+from fastgd.kernels.plan import Plan
 from fastgd.kernels.printers import DType, cxx_text
 
 THREADS = 256
@@ -31,6 +32,7 @@ def _text(file: str) -> str:
     return (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
+@cache
 def service_source() -> str:
     """Give the translation unit of the kernels that are the same for every rule: ``fgd_add`` and ``fgd_put``."""
     return _text("transport.cuh") + _text("service.cuh")
@@ -65,7 +67,7 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
         f"    typedef {t} T;",
         # no array of C++ has no elements: a rule without scalars or sums has one that nothing uses
         f"    enum {{ ARRAYS = {len(sweep.arrays)}, SCALARS = {max(1, len(sweep.scalars))}, "
-        f"SUMS = {max(1, len(sweep.sums))}, SUMMED = {int(bool(sweep.sums))} }};",
+        f"SUMS = {max(1, len(sweep.sums))} }};",
         f"    enum : unsigned {{ READ = {bits(sweep.reads)}, WRITTEN = {bits(sweep.writes)} }};",
         "    static __device__ __forceinline__ void apply(T (&a)[ARRAYS], const T (&row)[SCALARS], T (&t)[SUMS]) {",
         f"        fgd_rule({', '.join(given)});",
@@ -78,10 +80,40 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
             'extern "C" __global__ void __launch_bounds__(FGD_THREADS, 2)',
             f"{entry(label, sweep, kind)}({t} *const *arrays, const {t} *rows, const fgd_Tile *table, i64 tiles, "
             "double *block_sums) {",
-            f"    fgd_sweep<fgd_Rule, {width}>(arrays, rows, table, tiles, block_sums);",
+            f"    fgd_sums<fgd_Rule, {width}>(arrays, rows, table, tiles, block_sums);"
+            if sweep.sums
+            else f"    fgd_sweep<fgd_Rule, {width}>(arrays, rows, table, tiles);",
             "}",
         ]
     return "\n".join([_text("transport.cuh"), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"
+
+
+def sources(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
+    """Give all translation units of a step, in their order, by the names of the rule's functions."""
+    between = sources_between(plan, dtype, label)
+    return {f.name: between.get(f.name) or sweep_source(f, dtype, label) for f in plan.functions}
+
+
+def sources_between(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
+    """Give the translation units of `derive` and `combine`, by name: see `between_source`."""
+    made: dict[str, str] = {}
+    if plan.combine is None:
+        return made
+    first, last = plan.sweeps
+    per_segment = plan.level == "per_segment"
+    for function, sweep, by_segment in ((plan.derive, first, False), (plan.combine, last, per_segment)):
+        if function is not None:
+            made[function.name] = between_source(
+                function,
+                dtype,
+                label,
+                sums=tuple(first.sums),
+                states=plan.summed_states,
+                given=(*plan.given, *(plan.derive.writes if plan.derive else ())),
+                row=sweep.scalars,
+                per_segment=by_segment,
+            )
+    return made
 
 
 def between_source(

@@ -31,7 +31,9 @@ class Rule:
     ``update``. Its signature is the declaration: after ``p, g`` the state arrays, after ``*`` the scalars; the names
     of arrays it returns are written. A rule with ``stages`` ``("measure", "update")`` has two sweeps: ``measure``
     returns arrays and ``per_segment(name=term, ...)`` or ``total(...)``, ``combine`` makes scalars of the sums; it may
-    also take ``size``, the number of elements that were summed over.
+    also take ``size``, the number of elements that were summed over. Of scalar states that ``combine`` takes or returns
+    with sums in total, ``derive(states..., *, scalars)`` makes scalars in front of ``measure``: `prepare` cannot, for
+    these states may lie on a GPU.
 
     Attributes
     ----------

@@ -13,8 +13,7 @@ extern "C" __global__ void __launch_bounds__(FGD_THREADS)
     for (i64 part = blockIdx.x; part < count; part += gridDim.x) {
         const i64 lo = parts[2 * part];
         const int all = (int)(parts[2 * part + 1] - lo);
-        for (i64 k = 0; k < columns; k++) {
-            __syncthreads();
+        for (i64 k = 0; k < columns; k++) {  // the last one's sum is in shared[0], which its reader alone overwrites
             for (int j = thread; j < all; j += FGD_THREADS) shared[j] = in[(lo + j) * columns + k];
             for (int n = all; n > 1; n -= n / 2) {
                 const int pairs = n / 2, left = n - pairs;

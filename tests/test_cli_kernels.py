@@ -97,8 +97,10 @@ def test_a_fallback_can_be_left_out_and_not_given(kernels, shown):
 @pytest.mark.parametrize("name", RULES)
 def test_rule_is_the_source_as_written(shown, name):
     text = shown(name)
-    stages = RULES[name]().stages()
-    functions = ("measure", "combine", "update") if "measure" in stages else stages
+    rule = RULES[name]()
+    functions = ["derive"] * hasattr(rule, "derive") + ["measure", "combine", "update"]
+    if "measure" not in rule.stages():
+        functions = rule.stages()
     assert text == "\n".join(dedent(inspect.getsource(getattr(RULES[name], f))) for f in functions)
 
 
@@ -141,8 +143,9 @@ def test_numba_is_rule_and_tile_of_every_sweep(shown):
 def test_cuda_is_the_text_that_is_compiled(shown, dtype):
     text = shown("lamb", "--target", "cuda", "--dtype", dtype)
     for sweep in plan(LAMB()).sweeps:
-        assert f"// sweep {sweep.name}\n{sweep_source(sweep, dtype, 'lamb')}" in text
-    assert "void combine(double v_pp" in text
+        assert f"// {sweep.name}\n{sweep_source(sweep, dtype, 'lamb')}" in text
+    assert text.index("fgd_lamb_measure_") < text.index("fgd_lamb_combine_scalars(") < text.index("fgd_lamb_update_")
+    assert shown("prodigy", "--target", "cuda").startswith("// derive\n")
     (sweep,) = plan(RULES["adamw"]()).sweeps
     assert shown("adamw", "--target", "cuda", "--dtype", dtype, "--backend", "cupy") == sweep_source(
         sweep, dtype, "adamw"
@@ -152,9 +155,9 @@ def test_cuda_is_the_text_that_is_compiled(shown, dtype):
 @sass.needs_compiler
 def test_ptx_is_of_the_architecture_and_every_sweep(shown):
     text = shown("lamb", "--target", "ptx")
-    assert text.count(".target sm_90") == 2
+    assert text.count(".target sm_90") == 3
     for sweep in plan(LAMB()).sweeps:
-        assert f"// sweep {sweep.name}\n" in text
+        assert f"// {sweep.name}\n" in text
         assert f".entry {entry('lamb', sweep, 'vector')}(" in text
     text = shown("gd", "--target", "ptx", "--arch", "sm_120", "--dtype", "float64")
     assert ".target sm_120" in text and "mul.rn.f64" in text
@@ -202,7 +205,7 @@ def test_asm_is_of_every_sweep_in_its_dtype(shown):
     text = shown("lamb", "--target", "asm", "--dtype", "float64")
     for sweep in plan(LAMB()).sweeps:
         assert re.search(rf"^\s*\.globl\s+\w*lamb_{sweep.name}_float64", text, re.MULTILINE)
-        assert f"# sweep {sweep.name}\n" in text
+        assert f"# {sweep.name}\n" in text
     if any("x86_64" in part for part in machine()):
         assert re.search(r"\bv?sqrtpd\b", text)
         assert not re.search(r"\bv?sqrtps\b", text)

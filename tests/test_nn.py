@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fake_cupy
+import gxx
 import numpy as np
 import pytest
 
@@ -63,3 +65,21 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ArrayError, match=message):
             net.loss_and_grad(net.init(), x, wrong)
+
+
+@pytest.mark.skipif(gxx.GXX is None, reason="needs g++")
+def test_a_network_trains_on_a_gpu_as_on_the_host(monkeypatch):
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((60, 3)).astype(np.float32), rng.integers(0, 2, 60)
+    net = fastgd.nn.MLP((3, 8, 2))
+
+    def train(backend, as_array):
+        params = net.init(0, backend=backend)
+        opt = fastgd.AdamW(params, lr=0.05, max_norm=1.0)
+        data = as_array(x), as_array(y)
+        history = fastgd.fit(net.loss_and_grad, opt, data, batch_size=16, epochs=3, validation=data)
+        return [*history.loss, *history.val_loss, net.accuracy(params, *data)]
+
+    expected = train("numpy", np.asarray)
+    with fake_cupy.installed(monkeypatch) as cupy:
+        assert train("cupy", cupy.asarray) == pytest.approx(expected, rel=1e-6)

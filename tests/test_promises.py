@@ -37,9 +37,9 @@ def test_a_step_allocates_no_array(name, size):
     for tail in ({}, dict(max_norm=1.0, ema_decay=0.9, zero_grad=True, on_nonfinite="skip")):
         opt = fastgd.Optimizer(np.ones(size), RULES[name](), **tail)
         fresh = iter([np.ones(size) for _ in range(8)])
-        assert peak(lambda opt=opt, fresh=fresh: opt.step(next(fresh))) < 7000  # of numbers and names
+        assert peak(lambda opt=opt, fresh=fresh: opt.step(next(fresh))) < 7900  # of numbers and names
     params = fastgd.FlatParams({str(k): (size // 10,) for k in range(10)})
-    assert peak(fastgd.Optimizer(params, RULES[name]()).step) < 7000
+    assert peak(fastgd.Optimizer(params, RULES[name]()).step) < 7900
 
 
 def test_deepcopy_goes_its_own_way():

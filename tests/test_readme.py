@@ -8,19 +8,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_cupy
+import gxx
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_code_blocks_run(tmp_path):
-    code = "\n\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    code = "\n\n".join(block for block in BLOCKS if "cupy" not in block)
     assert code.count("assert") >= 5
     script = tmp_path / "readme.py"  # a file: the text of a rule must be readable
     script.write_text(code)
     done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(gxx.GXX is None, reason="needs g++")
+def test_code_for_a_gpu_runs(monkeypatch):
+    (code,) = (block for block in BLOCKS if "cupy" in block)
+    with fake_cupy.installed(monkeypatch):
+        exec(compile("import fastgd\n" + code, "README.md", "exec"), {})
 
 
 def test_table_of_rules_is_fresh():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,8 +119,8 @@ def show_rule(
         "rule": lambda: _written(chosen),
         "numpy": lambda: _numpy(planned, dtype),  # type: ignore[arg-type]  # checked above
         "numba": lambda: _numba(planned, dtype),  # type: ignore[arg-type]  # checked above
-        "llvm": lambda: _linked(_compiled(planned, dtype, name, parallel, "inspect_llvm")),
-        "asm": lambda: _headed(planned, _compiled(planned, dtype, name, parallel, "inspect_asm"), "#"),
+        "llvm": lambda: _linked([*_compiled(planned, dtype, name, parallel, "inspect_llvm").values()]),
+        "asm": lambda: _headed(_compiled(planned, dtype, name, parallel, "inspect_asm"), "#"),
         "cuda": lambda: _cuda(planned, dtype, name),  # type: ignore[arg-type]  # checked above
         "ptx": lambda: _on_gpu(planned, dtype, name, _ptx, arch),  # type: ignore[arg-type]
         "sass": lambda: _on_gpu(planned, dtype, name, _sass, arch),  # type: ignore[arg-type]
@@ -197,49 +197,41 @@ def _written(rule: Rule) -> str:
     import inspect
     from textwrap import dedent
 
-    stages = rule.stages()
-    names = ("measure", "combine", "update") if "measure" in stages else stages
+    of_two_sweeps = [name for name in ("derive", "measure", "combine", "update") if hasattr(rule, name)]
+    names = of_two_sweeps if "measure" in rule.stages() else rule.stages()
     return "\n".join(dedent(inspect.getsource(getattr(rule, name))) for name in names)
 
 
 def _numpy(planned: Plan, dtype: DType) -> str:
     from fastgd.kernels.printers import numpy_text
 
-    texts = [numpy_text(sweep, sweep.name, dtype) for sweep in planned.sweeps]
-    if planned.combine is not None:  # always in float64
-        texts.insert(1, numpy_text(planned.combine, "combine", "float64"))
-    return "\n\n".join(texts)
+    return "\n\n".join(numpy_text(f, f.name, dtype if f in planned.sweeps else "float64") for f in planned.functions)
 
 
 def _numba(planned: Plan, dtype: DType) -> str:
     from fastgd.kernels.cpu import tile_text
     from fastgd.kernels.printers import numpy_text, scalar_text
 
-    texts = [
-        f"# sweep {sweep.name}\n{scalar_text(sweep, '_rule', dtype)}\n\n{tile_text(sweep)}" for sweep in planned.sweeps
-    ]
-    if planned.combine is not None:
-        texts.insert(1, "# between the sweeps, by NumPy\n" + numpy_text(planned.combine, "combine", "float64"))
-    return "\n\n".join(texts)
+    return "\n\n".join(
+        f"# sweep {f.name}\n{scalar_text(f, '_rule', dtype)}\n\n{tile_text(f)}"
+        if f in planned.sweeps
+        else "# between the sweeps, by NumPy\n" + numpy_text(f, f.name, "float64")
+        for f in planned.functions
+    )
 
 
 def _cuda(planned: Plan, dtype: DType, label: str) -> str:
-    from fastgd.kernels.cuda_source import sweep_source
-    from fastgd.kernels.printers import cxx_text
+    from fastgd.kernels.cuda_source import sources
 
-    texts = [sweep_source(sweep, dtype, label) for sweep in planned.sweeps]
-    text = _headed(planned, texts, "//")
-    if planned.combine is not None:
-        text += "\n// between the sweeps, in float64\n" + cxx_text(planned.combine, "combine", "float64")
-    return text
+    return _headed(sources(planned, dtype, label), "//")
 
 
 def _on_gpu(planned: Plan, dtype: DType, label: str, form: Callable[[str, str, str], str], arch: str | None) -> str:
-    from fastgd.kernels.cuda_source import sweep_source
+    from fastgd.kernels.cuda_source import sources
 
     number = (arch or "sm_90").removeprefix("sm_")
-    texts = [form(sweep_source(sweep, dtype, label), number, f"{label}_{sweep.name}") for sweep in planned.sweeps]
-    return _headed(planned, texts, "//")
+    units = sources(planned, dtype, label).items()
+    return _headed({name: form(text, number, f"{label}_{name}") for name, text in units}, "//")
 
 
 def _ptx(text: str, arch: str, label: str) -> str:
@@ -254,16 +246,16 @@ def _sass(text: str, arch: str, label: str) -> str:
     return sass(cubin(text, arch, label))
 
 
-def _compiled(planned: Plan, dtype: str, label: str, parallel: bool, inspect: str) -> list[str]:
-    """Text of each sweep's kernel, compiled anew: what comes from a cache cannot be inspected."""
+def _compiled(planned: Plan, dtype: str, label: str, parallel: bool, inspect: str) -> dict[str, str]:
+    """Text of each sweep's kernel, by name, compiled anew: what comes from a cache cannot be inspected."""
     import numpy as np
 
     from fastgd.kernels.cpu import dispatcher
 
-    texts = []
+    texts = {}
     for sweep in planned.sweeps:
         made = dispatcher(sweep, np.dtype(dtype), label, parallel=parallel)
-        texts.append(getattr(made, inspect)(made.signatures[0]))
+        texts[sweep.name] = getattr(made, inspect)(made.signatures[0])
     return texts
 
 
@@ -279,8 +271,8 @@ def _linked(modules: list[str]) -> str:
     return str(first)
 
 
-def _headed(planned: Plan, texts: list[str], comment: str) -> str:
-    """Texts of the sweeps, each under its name where there are several; one alone can be fed to a tool."""
+def _headed(texts: Mapping[str, str], comment: str) -> str:
+    """Texts of functions, each under its name where there are several; one alone can be fed to a tool."""
     if len(texts) == 1:
-        return texts[0]
-    return "\n".join(f"{comment} sweep {sweep.name}\n{text}" for sweep, text in zip(planned.sweeps, texts, strict=True))
+        return next(iter(texts.values()))
+    return "\n".join(f"{comment} {name}\n{text}" for name, text in texts.items())

@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from fastgd.flat import FlatParams
 from fastgd.kernels.errors import ArrayError, HyperparameterError
+from fastgd.memory import namespace
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,34 @@ class MLP:
         """Names of each layer's weight, of shape (inputs, outputs), and bias."""
         return tuple((f"layer{i}.weight", f"layer{i}.bias") for i in range(1, len(self.widths)))
 
-    def init(self, seed: int = 0, dtype: DTypeLike = np.float32) -> FlatParams:
-        """Draw weights for ReLU (He et al., arXiv:1502.01852: variance 2 / inputs); biases start at zero."""
+    def init(self, seed: int = 0, dtype: DTypeLike = np.float32, backend: str = "auto") -> FlatParams:
+        """Draw weights for ReLU (He et al., arXiv:1502.01852: variance 2 / inputs); biases start at zero.
+
+        They are the same on every backend; on one for a GPU, the arrays of all that follows are CuPy's.
+        """
         shapes: dict[str, tuple[int, ...]] = {}
         for (weight, bias), (inputs, outputs) in zip(self.layers, pairwise(self.widths), strict=True):
             shapes[weight], shapes[bias] = (inputs, outputs), (outputs,)
-        params = FlatParams(shapes, dtype)
+        params = FlatParams(shapes, dtype, backend)
         rng = np.random.default_rng(seed)
         for weight, _ in self.layers:
             inputs = params[weight].shape[0]
             params[weight] = rng.standard_normal(params[weight].shape) * np.sqrt(2 / inputs)
         return params
 
-    def logits(self, params: FlatParams, x: NDArray[Any]) -> NDArray[Any]:
+    def logits(self, params: FlatParams, x: Any) -> Any:
         """Give the last layer's outputs, of shape (samples, classes)."""
         return self._forward(params, x)[-1]
 
-    def predict(self, params: FlatParams, x: NDArray[Any]) -> NDArray[np.intp]:
+    def predict(self, params: FlatParams, x: Any) -> Any:
         """Give the most probable class of each sample."""
-        classes: NDArray[np.intp] = self.logits(params, x).argmax(axis=1)
-        return classes
+        return self.logits(params, x).argmax(axis=1)
 
-    def accuracy(self, params: FlatParams, x: NDArray[Any], y: NDArray[Any]) -> float:
+    def accuracy(self, params: FlatParams, x: Any, y: Any) -> float:
         """Give the share of samples whose class is predicted, 0 to 1."""
-        return float(np.mean(self.predict(params, x) == y))
+        return float((self.predict(params, x) == y).mean())
 
-    def loss_and_grad(self, params: FlatParams, x: NDArray[Any], y: NDArray[Any]) -> float:
+    def loss_and_grad(self, params: FlatParams, x: Any, y: Any) -> float:
         """Give the mean cross-entropy of a batch, in nats, and fill ``params.grad``.
 
         Parameters
@@ -96,33 +99,35 @@ class MLP:
             For inputs of another shape, and for what is no class.
         """
         outputs = self._forward(params, x)
-        y = np.asarray(y)
+        xp = namespace(params.flat)
+        y = xp.asarray(y)
         if y.shape != (len(x),) or y.dtype.kind not in "iu":
             raise ArrayError(f"y must be whole numbers of shape ({len(x)},), given {y.dtype} of shape {y.shape}")
         if len(y) and not (y.min() >= 0 and y.max() < self.widths[-1]):
             raise ArrayError(f"y must be classes from 0 to {self.widths[-1] - 1}, given {y.min()} to {y.max()}")
         z = outputs[-1] - outputs[-1].max(axis=1, keepdims=True)
-        log_sum = np.log(np.exp(z).sum(axis=1, keepdims=True))
-        rows = np.arange(len(x))
-        loss = float(np.mean(log_sum[:, 0] - z[rows, y], dtype=np.float64))
-        delta = np.exp(z - log_sum)
+        log_sum = xp.log(xp.exp(z).sum(axis=1, keepdims=True))
+        rows = xp.arange(len(x))
+        loss = float((log_sum[:, 0] - z[rows, y]).mean(dtype=np.float64))
+        delta = xp.exp(z - log_sum)
         delta[rows, y] -= 1
         delta /= len(x)
         for k in range(len(self.layers) - 1, -1, -1):
             weight, bias = self.layers[k]
-            np.matmul(outputs[k].T, delta, out=params.grad[weight])
-            np.sum(delta, axis=0, out=params.grad[bias])
+            xp.matmul(outputs[k].T, delta, out=params.grad[weight])
+            xp.sum(delta, axis=0, out=params.grad[bias])
             if k:
                 delta = (delta @ params[weight].T) * (outputs[k] > 0)
         return loss
 
-    def _forward(self, params: FlatParams, x: NDArray[Any]) -> list[NDArray[Any]]:
+    def _forward(self, params: FlatParams, x: Any) -> list[Any]:
         """Input and output of every layer."""
         if x.ndim != 2 or x.shape[1] != self.widths[0]:
             raise ArrayError(f"x must have shape (samples, {self.widths[0]}), given {x.shape}")
-        outputs = [np.asarray(x, params.dtype)]
+        xp = namespace(params.flat)
+        outputs = [xp.asarray(x, params.dtype)]
         for weight, bias in self.layers:
             if len(outputs) > 1:
-                np.maximum(outputs[-1], 0, out=outputs[-1])
+                xp.maximum(outputs[-1], 0, out=outputs[-1])
             outputs.append(outputs[-1] @ params[weight] + params[bias])
         return outputs
