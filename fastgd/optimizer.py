@@ -454,7 +454,7 @@ class Optimizer:
             or len(leaves) != len(self._leaves)
             or not all(map(operator.is_, leaves, self._leaves))
         ):
-            self._leaves, self._given = [], _NOTHING
+            self._leaves, self._given, self._gradients = [], _NOTHING, None
             gradients = self._accumulated_or(grads, writeable=self._settings.zero_grad)
             self._layout.bind_gradients(gradients)
             self._gradients = gradients
@@ -533,7 +533,7 @@ class Optimizer:
                 self._layout.targets.refuse_moved()
             scale = self._checked_scale(scale)
             if self._gradients is not captured.gradients:
-                self._given, self._leaves = _NOTHING, []  # step() binds its own again
+                self._given, self._leaves, self._gradients = _NOTHING, [], None  # step() binds its own again
                 self._layout.bind_gradients(captured.gradients)
                 self._gradients = captured.gradients
             t = self._t + 1
@@ -785,7 +785,7 @@ class Optimizer:
             if self._gpu:
                 self._refuse_elsewhere("add_param_group()")
             new = self._layout.with_group(group, self._t)
-            self._given, self._leaves = _NOTHING, []
+            self._given, self._leaves, self._gradients = _NOTHING, [], None
             self._layout = new  # at once: Ctrl-C leaves the old one or the new
 
     def state_dict(self) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> t
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()  # what was allocated or sent there must be there
     with stream:
-        stream.begin_capture()
         try:
+            stream.begin_capture()
             if before is not None:
                 with cupy.cuda.using_allocator(memory.malloc):
                     before()
@@ -203,9 +203,9 @@ class CupySweep:
         aligned = (addresses % VECTOR == 0).all(axis=1)
         if (aligned != self._aligned).any():
             self._aligned = aligned
-            if self._is_laid_out:  # at once: in a step nothing may fail any more
-                self._is_laid_out = False
-                self.prepare()
+            self._is_laid_out = False
+        if self._launches and not self._is_laid_out:  # at once: in a step nothing may fail any more
+            self.prepare()
 
     def prepare(self) -> None:
         """Compile the kernels or load them from the cache, and lay out their launches."""
