@@ -175,7 +175,7 @@ def digests(threads):
 def test_three_threads_give_the_same_bits():
     """More than there may be here, so in a process of its own."""
     code = "from test_norm_rules import digests; print(*digests(3))"
-    where = {"NUMBA_NUM_THREADS": "3", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    where = {"NUMBA_NUM_THREADS": "3", "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "cuda")))}
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | where, capture_output=True, text=True, timeout=120
     )
