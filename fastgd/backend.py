@@ -41,6 +41,7 @@ class Between(Protocol):
     @property
     def states(self) -> MutableMapping[str, NDArray[np.float64]]: ...  # noqa: D102
 
+    def prepare(self) -> None: ...  # noqa: D102
     def put(self, index: int, values: Mapping[str, float]) -> None: ...  # noqa: D102
     def begin(self) -> None: ...  # noqa: D102
     def combine(self) -> None: ...  # noqa: D102

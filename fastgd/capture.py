@@ -30,6 +30,7 @@ class CapturedStep:
         self._before = before
         self._recorded: tuple[Any, ...] = ()
         self._graph: Any = None
+        self._memory: Any = None
 
     def replay(self, scale: float = 1.0) -> None:
         """Take a step: launch the graph, on CuPy's current stream.
@@ -57,7 +58,7 @@ class CapturedStep:
         if check is not None and check.clips_unseen:
             parts.insert(0, check.launches)
         if len(parts) != len(self._recorded) or any(a is not b for a, b in zip(parts, self._recorded, strict=True)):
-            self._graph = record(self._before, [launch for part in parts for launch in part])
+            self._graph, self._memory = record(self._before, [launch for part in parts for launch in part])
             self._recorded = tuple(parts)
         counted = partial(run_all, [self._graph.launch, *(sweep.count for sweep in sweeps)])
         if check is not None and check.clips_unseen:

@@ -32,7 +32,7 @@ from fastgd.kernels.plan import Plan, plan
 from fastgd.kernels.rule import Rule, state_name, step_number
 from fastgd.kernels.rules import RULES
 from fastgd.launch import Launch
-from fastgd.memory import address, as_array
+from fastgd.memory import address, as_array, refuse_elsewhere
 from fastgd.targets import Arrays, Targets
 
 __all__ = sorted(f"{name}_" for name in RULES)
@@ -196,6 +196,8 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
                 f"{name}: p must be an array that {rule_class.__name__} serves, given one of shape "
                 f"{arrays['p'].shape}: call the function of another rule for it"
             )
+        if not isinstance(arrays["p"], np.ndarray):
+            refuse_elsewhere(name, arrays["p"].device.id)
         call, idle = form.borrow(rule, arrays["p"])
         call.bind(list(arrays), list(arrays.values()))
         call.prepare(0, rule, step, {"gscale": scale})

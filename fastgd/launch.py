@@ -227,6 +227,8 @@ class Launch:
 
     def compile(self) -> Callable[[], None]:
         """Have every kernel ready before the first is run; give the shortest way to `run`."""
+        if self._between is not None:
+            self._between.prepare()  # first: on a GPU it becomes a part of the sweeps
         for sweep in self.sweeps:
             sweep.prepare()
         return self._last.run if self._between is None and not self._prepare_takes else self.run

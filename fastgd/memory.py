@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import refuse_missing
-from fastgd.kernels.errors import ArrayError
+from fastgd.kernels.errors import ArrayError, BackendUnavailable
 
 ALIGNMENT = 64
 """Bytes to which a block is aligned, and elements to which a segment's start is."""
@@ -19,13 +19,15 @@ _CUDA = (2, 13)  # device types of DLPack: a GPU's memory, and managed memory
 
 def on_gpu(value: object) -> bool:
     """Whether a value lies in a GPU's memory."""
-    if isinstance(value, np.ndarray):
-        return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
+    if is_own(value):
+        return not isinstance(value, np.ndarray)
     try:
         return value.__dlpack_device__()[0] in _CUDA  # type: ignore[attr-defined]
     except Exception:  # it has none, or whatever another library raises
+        pass
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except Exception:  # torch raises no AttributeError for what requires a gradient
         return False
 
 
@@ -38,6 +40,24 @@ def any_on_gpu(params: Any) -> bool:
     if isinstance(params, list | tuple):
         return any(any_on_gpu(p) if isinstance(p, Mapping) else on_gpu(p) for p in params)
     return on_gpu(params)
+
+
+def refuse_other_memory(backend: str, params: Any) -> None:
+    """Refuse parameters that lie where a backend does not serve them.
+
+    Raises
+    ------
+    BackendUnavailable
+        With the way out.
+    """
+    gpu = any_on_gpu(params)
+    if gpu == (backend == "cupy"):
+        return
+    if gpu:
+        where, ways = "on a GPU", "backend='auto', or copies on the host, as of params.to('numpy') and x.get()"
+    else:
+        where, ways = "on the host", "backend='auto', or copies on a GPU, as of params.to('cupy') and cupy.asarray(x)"
+    raise BackendUnavailable(f"backend {backend!r} does not serve arrays {where}, where params lie: pass {ways}")
 
 
 def is_own(value: object) -> bool:
@@ -70,16 +90,17 @@ def zeros(size: int, dtype: np.dtype[Any], *, gpu: bool = False) -> Any:
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
-def refuse_capture(what: str) -> None:
-    """Refuse to be called while CuPy's current stream is captured.
+def refuse_elsewhere(what: str, device: int) -> None:
+    """Refuse to be called on another device than the arrays' one, or while CuPy's current stream is captured.
 
     Raises
     ------
-    FastGDError
+    ArrayError, FastGDError
         If it is.
     """
-    from fastgd.kernels.cuda_arrays import refuse_capture
+    from fastgd.kernels.cuda_arrays import refuse_capture, refuse_other_device
 
+    refuse_other_device(what, device)
     refuse_capture(what)
 
 
@@ -106,7 +127,8 @@ def copy_into(array: Any, values: Any) -> None:
     if not on_gpu(values):
         from fastgd.kernels.cuda_arrays import to_device
 
-        values = to_device(np.asarray(values, array.dtype, order="C"))
+        given = np.asarray(values, array.dtype, order="C")
+        values = to_device(given) if given.ndim else given.item()  # a number goes along with a kernel: nobody waits
     array[...] = values
 
 

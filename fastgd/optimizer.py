@@ -24,7 +24,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
-from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_capture, to_host
+from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_elsewhere, refuse_other_memory, to_host
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
@@ -151,6 +151,7 @@ class Optimizer:
             zero_grad=zero_grad,
         )
         self.backend = resolve(backend, gpu=any_on_gpu(params))
+        refuse_other_memory(self.backend, params)
         self._threads = threads
         self._rule = rule
         self._rule_class = type(rule)
@@ -302,7 +303,7 @@ class Optimizer:
             if self._begun != self._t:
                 self._settle()
             if self._gpu:
-                refuse_capture("step()")
+                self._refuse_elsewhere("step()")
             layout = self._layout
             if layout.targets.foreign:
                 layout.targets.refuse_moved()
@@ -323,8 +324,14 @@ class Optimizer:
                 layout.check.clip_unseen()
             self._run(t, runs)
 
-    def _run(self, t: int, runs: Sequence[Callable[[], None]]) -> None:
-        """Write: run what makes step `t`."""
+    def _refuse_elsewhere(self, what: str) -> None:
+        """Refuse to work on a GPU's memory on another device, or while it would be recorded."""
+        device = self._layout.targets.device
+        if device is not None:
+            refuse_elsewhere(what, device)
+
+    def _run(self, t: int, runs: Sequence[Callable[[], None]], whole: Callable[[], None] | None = None) -> None:
+        """Write: run what makes step `t`; `whole` is the one of these that runs all sweeps, where there is one."""
         try:
             self._begun = t
             for run in runs:
@@ -333,7 +340,7 @@ class Optimizer:
         except BaseException as error:
             # Ctrl-C and exit come from a signal, and so may an error that comes when all is written.
             if not isinstance(error, Exception) or self._all_ran():
-                self._finish(t)
+                self._finish(t, whole)
             raise
 
     def _prepare(self, t: int, factor: float) -> list[Callable[[], None]]:
@@ -358,10 +365,12 @@ class Optimizer:
         if self._layout.accumulator is not None:
             self._layout.accumulator.step = 0
 
-    def _finish(self, t: int) -> None:
+    def _finish(self, t: int, whole: Callable[[], None] | None = None) -> None:
         """Bring a step to its end that Ctrl-C stopped between two sweeps; Ctrl-C is raised behind it."""
         while self._begun != self._t:
             try:
+                if whole is not None and not self._all_ran():
+                    whole()  # a graph has more in it than sweeps
                 self._layout.program.finish(t - 1 - self._layout.counted_from)
                 self._t = t
             except (KeyboardInterrupt, SystemExit):  # another one
@@ -468,7 +477,8 @@ class Optimizer:
             As of `step`: the gradients that every replay reads, where they lie now.
         before : callable, optional
             Recorded in front of the step, such as what computes the gradients; it must not wait for the GPU. It is
-            called once, on the stream that is captured, and what it computes is not to be relied on.
+            called at the first replay, on the stream that is captured, and again where a changed step is recorded
+            anew; nothing is computed by the call itself.
 
         Returns
         -------
@@ -492,14 +502,14 @@ class Optimizer:
                     f"capture() cannot record a step that reads a flag, given on_nonfinite={self.on_nonfinite!r}: "
                     "build the optimizer with 'propagate'"
                 )
-            refuse_capture("capture()")
+            self._refuse_elsewhere("capture()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             return CapturedStep(self._replay, gradients, before)
 
     def _replay(self, captured: CapturedStep, scale: float) -> None:
         with self._lock:
             self._settle()
-            refuse_capture("replay()")
+            self._refuse_elsewhere("replay()")
             if self.accumulated:
                 raise ArrayError(
                     f"a captured step has gradients of its own, given {self.accumulated} that are accumulated: call "
@@ -507,6 +517,12 @@ class Optimizer:
                 )
             if self._mode == "eval":
                 raise FastGDError(f"{type(self).__name__} is in eval mode, in which there are no steps: call train()")
+            segments = len(self._layout.targets.segments)
+            if len(captured.gradients.where.array) != segments:
+                raise ArrayError(
+                    f"a captured step has gradients of its own, given {len(captured.gradients.where.array)} arrays of "
+                    f"them for {segments} parameters, as a group was added: capture() again"
+                )
             if self._layout.targets.foreign:
                 self._layout.targets.refuse_moved()
             scale = self._checked_scale(scale)
@@ -516,7 +532,8 @@ class Optimizer:
                 self._gradients = captured.gradients
             t = self._t + 1
             self._prepare(t, -scale if self._settings.maximize else scale)
-            self._run(t, captured.runs(self._layout))
+            runs = captured.runs(self._layout)
+            self._run(t, runs, whole=runs[0])
 
     # ---- beside the step
 
@@ -581,7 +598,7 @@ class Optimizer:
     def _run_aside(self, name: str, gradients: Arrays | None, scale: float, done: Callable[[], None]) -> None:
         """Run a sweep beside the step, wholly, and then `done`."""
         if self._gpu:
-            refuse_capture(name)
+            self._refuse_elsewhere(f"{'update_' * (name == 'hessian')}{name}()")
         if self._changes.pending:
             self._reread()
         layout = self._layout
@@ -634,7 +651,7 @@ class Optimizer:
         with self._lock:
             self._settle()
             if self._gpu:
-                refuse_capture("accumulate()")
+                self._refuse_elsewhere("accumulate()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             factor = self._checked_scale(scale)
             summed = self._layout.summed()
@@ -710,6 +727,8 @@ class Optimizer:
         limits = thresholds(vanishing, exploding, dead)
         with self._lock:
             self._settle()
+            if self._gpu:
+                self._refuse_elsewhere("report()")
             gradients = self._accumulated_or(grads, writeable=False)
             scale = self._checked_scale(scale)
             if self._changes.pending:
@@ -757,6 +776,8 @@ class Optimizer:
                     f"a group must be added between steps, given one with {self.accumulated} gradients accumulated: "
                     "step() or zero_grad() first"
                 )
+            if self._gpu:
+                self._refuse_elsewhere("add_param_group()")
             new = self._layout.with_group(group, self._t)
             self._given, self._leaves = _NOTHING, []
             self._layout = new  # at once: Ctrl-C leaves the old one or the new

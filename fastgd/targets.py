@@ -153,7 +153,8 @@ class Targets:
         memories = {not isinstance(a, np.ndarray) for a in self.parameters.arrays}
         if len(memories) > 1:
             raise ArrayError("params must lie in one memory, given arrays on the host and on a GPU")
-        self.gpu = True in memories
+        self.gpu = any(any_on_gpu(form.given) for form in forms)
+        self.device: int | None = self.parameters.arrays[0].device.id if True in memories else None
         self.foreign = [
             (value, address(as_array(value, "params")))
             for value in (leaf for form in self._forms for leaf in form.leaves())

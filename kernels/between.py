@@ -72,6 +72,9 @@ class HostBetween:
         self._combine = compile_text(plan.combine, double)
         self._derive = compile_text(plan.derive, double) if plan.derive else None
 
+    def prepare(self) -> None:
+        """Do nothing: all has been compiled."""
+
     def put(self, index: int, values: Mapping[str, float]) -> None:
         """Take what is prepared for a group."""
         self._given[index] = [values[name] for name in self.prepared]

@@ -99,6 +99,22 @@ def to_device(array: NDArray[Any]) -> Any:
     return cupy.asarray(array)
 
 
+def refuse_other_device(what: str, device: int) -> None:
+    """Refuse to be called while another device than the arrays' one is the current one.
+
+    Raises
+    ------
+    ArrayError
+        If it is.
+    """
+    here = cupy.cuda.Device().id
+    if here != device:
+        raise ArrayError(
+            f"{what} must be called where params lie, on device {device}, and the current one is {here}: call it "
+            f"inside `with cupy.cuda.Device({device}):`"
+        )
+
+
 def refuse_capture(what: str) -> None:
     """Refuse to be called while the current stream is captured into a graph.
 

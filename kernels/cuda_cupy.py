@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -69,19 +70,30 @@ def run_all(launches: Sequence[Launch]) -> None:
     deque(map(operator.call, launches), maxlen=0)
 
 
-def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> Any:
-    """Record launches in a graph, behind what `before` launches; nothing of it is run."""
+def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> tuple[Any, Any]:
+    """Record launches in a graph, behind what `before` launches; nothing of it is run.
+
+    Returns
+    -------
+    graph
+    memory
+        Pool of the arrays that `before` makes on its way: the graph uses them, so it must live as long.
+    """
+    memory = cupy.cuda.MemoryPool()
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()  # what was allocated or sent there must be there
     with stream:
         stream.begin_capture()
         try:
             if before is not None:
-                before()
+                with cupy.cuda.using_allocator(memory.malloc):
+                    before()
             run_all(launches)
-        finally:
-            graph = stream.end_capture()
-    return graph
+        except BaseException:
+            with suppress(Exception):  # it has failed with the capture, and says less
+                stream.end_capture()
+            raise
+        return stream.end_capture(), memory
 
 
 class Carried:
@@ -191,23 +203,27 @@ class CupySweep:
         aligned = (addresses % VECTOR == 0).all(axis=1)
         if (aligned != self._aligned).any():
             self._aligned = aligned
-            self._is_laid_out = False
+            if self._is_laid_out:  # at once: in a step nothing may fail any more
+                self._is_laid_out = False
+                self.prepare()
 
     def prepare(self) -> None:
         """Compile the kernels or load them from the cache, and lay out their launches."""
         if self._is_laid_out:
             return
-        self._is_laid_out = True
         text = sweep_source(self.sweep, self.dtype.name, self._label)  # type: ignore[arg-type]
         sums = self.summed.blocks if self.summed else 0
         launches = []
-        for kind, table in zip(("vector", "scalar"), self._parted(), strict=True):
+        width = VECTOR // self.dtype.itemsize  # of sums, as many tiles are done by one block
+        for (kind, teams), table in zip((("vector", width), ("scalar", 1)), self._parted(), strict=True):
             function = _function(text, self._label, entry(self._label, self.sweep, kind))
             if len(table):
                 arguments = (self._addresses.memory, self.rows.memory, cupy.asarray(table), len(table), sums)
-                launches.append(partial(function, _grid(len(table)), (THREADS,), arguments))
+                blocks = -(-len(table) // teams) if self.sweep.sums else len(table)
+                launches.append(partial(function, _grid(blocks), (THREADS,), arguments))
         self._launches = [*self._before, *launches, *(self.summed.launches if self.summed else ())]
         self._counted = [*self._launches, self.count]
+        self._is_laid_out = True  # not before: a compiler or memory may have failed
 
     def put_before(self, launches: list[Launch]) -> None:
         """Have launches in front of the sweep's own, as a part of it."""

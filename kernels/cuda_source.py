@@ -67,7 +67,7 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
         f"    typedef {t} T;",
         # no array of C++ has no elements: a rule without scalars or sums has one that nothing uses
         f"    enum {{ ARRAYS = {len(sweep.arrays)}, SCALARS = {max(1, len(sweep.scalars))}, "
-        f"SUMS = {max(1, len(sweep.sums))}, SUMMED = {int(bool(sweep.sums))} }};",
+        f"SUMS = {max(1, len(sweep.sums))} }};",
         f"    enum : unsigned {{ READ = {bits(sweep.reads)}, WRITTEN = {bits(sweep.writes)} }};",
         "    static __device__ __forceinline__ void apply(T (&a)[ARRAYS], const T (&row)[SCALARS], T (&t)[SUMS]) {",
         f"        fgd_rule({', '.join(given)});",
@@ -80,7 +80,9 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
             'extern "C" __global__ void __launch_bounds__(FGD_THREADS, 2)',
             f"{entry(label, sweep, kind)}({t} *const *arrays, const {t} *rows, const fgd_Tile *table, i64 tiles, "
             "double *block_sums) {",
-            f"    fgd_sweep<fgd_Rule, {width}>(arrays, rows, table, tiles, block_sums);",
+            f"    fgd_sums<fgd_Rule, {width}>(arrays, rows, table, tiles, block_sums);"
+            if sweep.sums
+            else f"    fgd_sweep<fgd_Rule, {width}>(arrays, rows, table, tiles);",
             "}",
         ]
     return "\n".join([_text("transport.cuh"), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"

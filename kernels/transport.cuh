@@ -7,6 +7,7 @@
 typedef long long i64;
 
 #define FGD_THREADS 256  // of a block, and lanes of a sum
+#define FGD_WARP 32
 
 static __device__ __forceinline__ float fgd_sqrt(float x) { return __fsqrt_rn(x); }
 static __device__ __forceinline__ double fgd_sqrt(double x) { return __dsqrt_rn(x); }
@@ -35,95 +36,113 @@ template <class T> static __device__ __forceinline__ T *fgd_global(T *pointer) {
 // `Rule` is printed: a type T; the counts ARRAYS, SCALARS and SUMS; READ and WRITTEN, a bit for each array; and
 // `apply(a, row, t)`, which takes the elements a and a row of scalars, and gives new elements and terms of sums.
 
-// Adds this thread's terms, of elements that lie N to a thread, to lanes that lie one to a thread.
-template <class Rule, int N>
-static __device__ __forceinline__ void fgd_to_lanes(const typename Rule::T (&term)[N][Rule::SUMS],
-                                                    typename Rule::T (&lane)[Rule::SUMS], typename Rule::T *shared,
-                                                    bool inside, i64 left) {
-    const int thread = threadIdx.x;
-#pragma unroll
-    for (int k = 0; k < Rule::SUMS; k++) {
-        if (N == 1) {
-            if (inside) lane[k] += term[0][k];
-            continue;
-        }
-        __syncthreads();  // what was shared last is taken
-        if (inside) {
-#pragma unroll
-            for (int e = 0; e < N; e++) shared[N * thread + e] = term[e][k];
-        }
-        __syncthreads();
-#pragma unroll
-        for (int e = 0; e < N; e++) {
-            const int at = e * FGD_THREADS + thread;
-            if (at < left) lane[k] += shared[at];
-        }
-    }
-}
+// Where the arrays of a tile's segment lie, and its scalars.
+template <class Rule> struct fgd_Place {
+    typename Rule::T *array[Rule::ARRAYS];
+    typename Rule::T row[Rule::SCALARS];
 
-// Adds the lanes of a block to each other by the binary tree.
-template <class Rule>
-static __device__ __forceinline__ void fgd_fold_lanes(const typename Rule::T (&lane)[Rule::SUMS],
-                                                      typename Rule::T *shared, double *sums) {
-    const int thread = threadIdx.x;
-#pragma unroll
-    for (int k = 0; k < Rule::SUMS; k++) {
-        __syncthreads();
-        shared[thread] = lane[k];
-#pragma unroll
-        for (int width = FGD_THREADS / 2; width > 0; width /= 2) {
-            __syncthreads();
-            if (thread < width) shared[thread] += shared[thread + width];
-        }
-        if (thread == 0) sums[k] = shared[0];
-    }
-}
-
-// One sweep over a table of tiles; N divides the length of each. With sums a tile is one block of them.
-template <class Rule, int N>
-static __device__ __forceinline__ void fgd_sweep(typename Rule::T *const *arrays, const typename Rule::T *rows,
-                                                 const fgd_Tile *table, i64 tiles, double *block_sums) {
-    typedef typename Rule::T T;
-    typedef fgd_Pack<T, N> Pack;
-    __shared__ T shared[Rule::SUMMED ? N * FGD_THREADS : 1];
-    for (i64 b = blockIdx.x; b < tiles; b += gridDim.x) {
-        const fgd_Tile tile = table[b];
-        T *array[Rule::ARRAYS];
-        T row[Rule::SCALARS];
-        T lane[Rule::SUMS];
+    __device__ __forceinline__ fgd_Place(typename Rule::T *const *arrays, const typename Rule::T *rows,
+                                         const fgd_Tile &tile) {
 #pragma unroll
         for (int a = 0; a < Rule::ARRAYS; a++) array[a] = fgd_global(arrays[tile.segment * Rule::ARRAYS + a]);
 #pragma unroll
         for (int s = 0; s < Rule::SCALARS; s++) row[s] = rows[tile.row * Rule::SCALARS + s];
+    }
+
+    // Brings N elements from i on up to date, and gives their terms.
+    template <int N> __device__ __forceinline__ void update(i64 i, typename Rule::T (&term)[N][Rule::SUMS]) const {
+        typedef fgd_Pack<typename Rule::T, N> Pack;
+        Pack x[Rule::ARRAYS];
 #pragma unroll
-        for (int k = 0; k < Rule::SUMS; k++) lane[k] = T(0);
-#pragma unroll 1
-        for (i64 from = tile.lo; from < tile.hi; from += N * FGD_THREADS) {
-            const i64 i = from + N * (int)threadIdx.x;
-            const bool inside = i < tile.hi;
-            T term[N][Rule::SUMS];
-            if (inside) {
-                Pack x[Rule::ARRAYS];
-#pragma unroll
-                for (int a = 0; a < Rule::ARRAYS; a++) {
-                    if (Rule::READ >> a & 1) x[a] = *reinterpret_cast<const Pack *>(array[a] + i);
-                    else x[a] = Pack();
-                }
-#pragma unroll
-                for (int e = 0; e < N; e++) {
-                    T element[Rule::ARRAYS];
-#pragma unroll
-                    for (int a = 0; a < Rule::ARRAYS; a++) element[a] = x[a].e[e];
-                    Rule::apply(element, row, term[e]);
-#pragma unroll
-                    for (int a = 0; a < Rule::ARRAYS; a++) x[a].e[e] = element[a];
-                }
-#pragma unroll
-                for (int a = 0; a < Rule::ARRAYS; a++)
-                    if (Rule::WRITTEN >> a & 1) *reinterpret_cast<Pack *>(array[a] + i) = x[a];
-            }
-            if (Rule::SUMMED) fgd_to_lanes<Rule, N>(term, lane, shared, inside, tile.hi - from);
+        for (int a = 0; a < Rule::ARRAYS; a++) {
+            if (Rule::READ >> a & 1) x[a] = *reinterpret_cast<const Pack *>(array[a] + i);
+            else x[a] = Pack();
         }
-        if (Rule::SUMMED) fgd_fold_lanes<Rule>(lane, shared, block_sums + tile.first * Rule::SUMS);
+#pragma unroll
+        for (int e = 0; e < N; e++) {
+            typename Rule::T element[Rule::ARRAYS];
+#pragma unroll
+            for (int a = 0; a < Rule::ARRAYS; a++) element[a] = x[a].e[e];
+            Rule::apply(element, row, term[e]);
+#pragma unroll
+            for (int a = 0; a < Rule::ARRAYS; a++) x[a].e[e] = element[a];
+        }
+#pragma unroll
+        for (int a = 0; a < Rule::ARRAYS; a++)
+            if (Rule::WRITTEN >> a & 1) *reinterpret_cast<Pack *>(array[a] + i) = x[a];
+    }
+};
+
+// A sweep over a table of tiles, a block of threads to each; N divides the length of each tile.
+template <class Rule, int N>
+static __device__ __forceinline__ void fgd_sweep(typename Rule::T *const *arrays, const typename Rule::T *rows,
+                                                 const fgd_Tile *table, i64 tiles) {
+    for (i64 b = blockIdx.x; b < tiles; b += gridDim.x) {
+        const fgd_Tile tile = table[b];
+        const fgd_Place<Rule> place(arrays, rows, tile);
+#pragma unroll 1
+        for (i64 i = tile.lo + N * (int)threadIdx.x; i < tile.hi; i += N * FGD_THREADS) {
+            typename Rule::T term[N][Rule::SUMS];
+            place.template update<N>(i, term);
+        }
+    }
+}
+
+// A sweep with sums. A tile is one block of a sum and has a team of FGD_THREADS / N threads, so that each of them has N
+// of its lanes for itself: no term changes hands before the lanes are added to each other.
+template <class Rule, int N>
+static __device__ __forceinline__ void fgd_sums(typename Rule::T *const *arrays, const typename Rule::T *rows,
+                                                const fgd_Tile *table, i64 tiles, double *block_sums) {
+    typedef typename Rule::T T;
+    const int TEAM = FGD_THREADS / N;
+    const int team = (int)threadIdx.x / TEAM, member = (int)threadIdx.x % TEAM;
+    __shared__ fgd_Pack<T, N> shared[Rule::SUMS][N][TEAM / 2];
+    for (i64 b = (i64)blockIdx.x * N; b < tiles; b += (i64)gridDim.x * N) {
+        const bool has = b + team < tiles;  // a team without a tile goes along, as barriers are for all
+        const fgd_Tile tile = table[has ? b + team : b];
+        const i64 hi = has ? tile.hi : tile.lo;
+        const fgd_Place<Rule> place(arrays, rows, tile);
+        T lane[Rule::SUMS][N];
+#pragma unroll
+        for (int k = 0; k < Rule::SUMS; k++)
+#pragma unroll
+            for (int e = 0; e < N; e++) lane[k][e] = T(0);
+            // what only reads has registers left for more loads at once
+#pragma unroll(Rule::WRITTEN ? 1 : 4)
+        for (i64 i = tile.lo + N * member; i < hi; i += FGD_THREADS) {
+            T term[N][Rule::SUMS];
+            place.template update<N>(i, term);
+#pragma unroll
+            for (int e = 0; e < N; e++)
+#pragma unroll
+                for (int k = 0; k < Rule::SUMS; k++) lane[k][e] += term[e][k];
+        }
+        // the binary tree: between warps through shared memory, in the first one by shuffles, in its first thread alone
+        for (int by = TEAM / 2; by >= FGD_WARP; by /= 2) {
+            __syncthreads();
+            if (member >= by && member < 2 * by)
+#pragma unroll
+                for (int k = 0; k < Rule::SUMS; k++)
+#pragma unroll
+                    for (int e = 0; e < N; e++) shared[k][team][member - by].e[e] = lane[k][e];
+            __syncthreads();
+            if (member < by)
+#pragma unroll
+                for (int k = 0; k < Rule::SUMS; k++)
+#pragma unroll
+                    for (int e = 0; e < N; e++) lane[k][e] += shared[k][team][member].e[e];
+        }
+#pragma unroll
+        for (int k = 0; k < Rule::SUMS; k++) {
+#pragma unroll
+            for (int by = FGD_WARP / 2; by > 0; by /= 2)
+#pragma unroll
+                for (int e = 0; e < N; e++) lane[k][e] += __shfl_down_sync(0xffffffffu, lane[k][e], by);
+#pragma unroll
+            for (int width = N / 2; width > 0; width /= 2)
+#pragma unroll
+                for (int e = 0; e < width; e++) lane[k][e] += lane[k][e + width];
+            if (member == 0 && has) block_sums[tile.first * Rule::SUMS + k] = lane[k][0];
+        }
     }
 }

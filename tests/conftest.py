@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fake_cupy
+import gxx
 import matrix_oracles  # noqa: F401  # registers
 import numpy as np
 import pytest
@@ -12,6 +14,16 @@ from fastgd.kernels.rules import RULES
 
 # Bytes from which a sweep goes parallel: few, so that what runs on two threads here needs no large arrays.
 cpu.CROSSOVER = 1 << 16
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """The stand-in for CuPy, in its place."""
+    if gxx.GXX is None:
+        pytest.skip("needs g++")
+    with fake_cupy.installed(monkeypatch) as module:
+        yield module
+
 
 RULE_CASES = [
     pytest.param(RULES[name], values, id=f"{name}-{k}") for name in RULES for k, values in enumerate(SETTINGS[name])

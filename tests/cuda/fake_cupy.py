@@ -6,19 +6,24 @@ waits for the device is counted, so that a test sees it.
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from contextlib import contextmanager
+from itertools import count
 
 import gxx
 import numpy as np
 
 BACKWARDS = False  # in which order threads and blocks take their turns
+PROCESSORS = 3
 SANITIZED = ()  # further flags of g++
 waits = []
 """What has waited for the device since the list was cleared."""
 launched = []
 """Names of the kernels launched since the list was cleared."""
+allocations_left = math.inf
+"""How many more arrays the device's memory takes."""
 
 
 class OutOfMemoryError(MemoryError):
@@ -41,8 +46,9 @@ class ndarray:  # CuPy's name
     __array_ufunc__ = None
     __module__ = "cupy"
 
-    def __init__(self, host):
+    def __init__(self, host, device=None):
         self._host = host
+        self.device = Device() if device is None else device
 
     @property
     def data(self):
@@ -50,7 +56,19 @@ class ndarray:  # CuPy's name
 
     @property
     def __cuda_array_interface__(self):
-        return {**self._host.__array_interface__, "version": 3}
+        return {**self._host.__array_interface__, "version": 3, "stream": Stream.current.ptr or 1}
+
+    def __dlpack_device__(self):
+        return 2, self.device.id
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def __reduce__(self):
+        return asarray, (self.get(),)
 
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
@@ -63,11 +81,7 @@ class ndarray:  # CuPy's name
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: Flags(self._host.flags))
-    T = property(lambda self: ndarray(self._host.T))
-
-    @property
-    def device(self):
-        return Device(0)
+    T = property(lambda self: ndarray(self._host.T, self.device))
 
     def get(self):
         _refuse_capture()
@@ -75,18 +89,25 @@ class ndarray:  # CuPy's name
         return self._host.copy()
 
     def set(self, values):
-        if type(values) is not np.ndarray:
-            raise TypeError(f"Only numpy.ndarray can be set to cupy.ndarray, given {type(values)}")
+        _refuse_capture()
+        if not isinstance(values, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if values.dtype != self.dtype:
+            raise TypeError(f"{values.dtype} array cannot be set to {self.dtype} array")
+        if values.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {values.shape}")
+        if not (self._host.flags.c_contiguous or self._host.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
         self._host[...] = values
 
     def copy(self):
-        return ndarray(self._host.copy())
+        return _computed(self._host.copy)
 
     def reshape(self, *shape):
-        return ndarray(self._host.reshape(*shape))
+        return ndarray(self._host.reshape(*shape), self.device)
 
     def fill(self, value):
-        self._host.fill(value)
+        self[...] = value
 
     def item(self):
         return self.get().item()
@@ -101,41 +122,75 @@ class ndarray:  # CuPy's name
         return len(self._host)
 
     def __getitem__(self, key):
-        found = self._host[_inner(key)]
-        return ndarray(np.asarray(found))
+        inner = _inner(key)
+        found = self._host[inner]
+        if isinstance(found, np.ndarray) and np.may_share_memory(found, self._host):
+            return ndarray(found, self.device)
+        return _computed(lambda: self._host[inner])  # 0-d, or indexed by an array: copied by a kernel
 
     def __setitem__(self, key, value):
-        self._host[_inner(key)] = _operand(value)
+        inner, values = _inner(key), _operand(value)
+
+        def write():
+            with np.errstate(all="ignore"):
+                self._host[inner] = values
+
+        _launch(write)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
 
     def __matmul__(self, other):
-        return ndarray(np.asarray(self._host @ _operand(other)))
+        operand = _operand(other)
+        return _computed(lambda: self._host @ operand)
 
     def all(self):
-        return ndarray(np.asarray(self._host.all()))
+        return _computed(self._host.all)
 
     def any(self):
-        return ndarray(np.asarray(self._host.any()))
+        return _computed(self._host.any)
 
     def max(self, *arguments, **named):
-        return ndarray(np.asarray(self._host.max(*arguments, **named)))
+        return _computed(lambda: self._host.max(*arguments, **named))
 
     def min(self, *arguments, **named):
-        return ndarray(np.asarray(self._host.min(*arguments, **named)))
-
-    def sum(self, *arguments, **named):
-        return ndarray(np.asarray(self._host.sum(*arguments, **named)))
-
-    def mean(self, *arguments, **named):
-        return ndarray(np.asarray(self._host.mean(*arguments, **named)))
+        return _computed(lambda: self._host.min(*arguments, **named))
 
     def argmax(self, *arguments, **named):
-        return ndarray(np.asarray(self._host.argmax(*arguments, **named)))
+        return _computed(lambda: self._host.argmax(*arguments, **named))
+
+    def sum(self, *arguments, **named):
+        return _computed(lambda: self._host.sum(*arguments, **named))
+
+    def mean(self, *arguments, **named):
+        return _computed(lambda: self._host.mean(*arguments, **named))
 
     def astype(self, dtype):
-        return ndarray(self._host.astype(dtype))
+        return _computed(lambda: self._host.astype(dtype))
+
+
+def _launch(kernel):
+    """Run what a kernel does, now or, on a stream that is captured, when the graph is launched."""
+    if Stream.current.is_capturing():
+        Stream.current.recorded.append(kernel)
+    else:
+        kernel()
+
+
+def _computed(function):
+    """Array that a kernel fills with what a function of NumPy gives."""
+    with np.errstate(all="ignore"):
+        first = np.asarray(function())
+    out = _fresh(first)
+    if Stream.current.is_capturing():
+        out._host.fill(0)  # nothing has run
+
+        def kernel():
+            with np.errstate(all="ignore"):
+                out._host[...] = function()
+
+        Stream.current.recorded.append(kernel)
+    return out
 
 
 def _inner(key):
@@ -156,34 +211,31 @@ def _operand(value):
 
 def _binary(name):
     def operate(self, other):
-        with np.errstate(all="ignore"):
-            return ndarray(np.asarray(getattr(self._host, name)(_operand(other))))
+        operand = _operand(other)
+        return _computed(lambda: getattr(self._host, name)(operand))
 
     return operate
 
 
-def _in_place(name):
-    def operate(self, other):
-        getattr(self._host, name)(_operand(other))
-        return self
-
-    return operate
-
-
-for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(ndarray, f"__{_name}__", _in_place(f"__{_name}__"))
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow"):
     setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "and", "or"):
     setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
 ndarray.__hash__ = None
-ndarray.__neg__ = lambda self: ndarray(np.asarray(-self._host))
-ndarray.__abs__ = lambda self: ndarray(np.asarray(abs(self._host)))
-ndarray.__invert__ = lambda self: ndarray(np.asarray(~self._host))
+ndarray.__neg__ = lambda self: _computed(self._host.__neg__)
+ndarray.__abs__ = lambda self: _computed(self._host.__abs__)
+ndarray.__invert__ = lambda self: _computed(self._host.__invert__)
 
 
 def _fresh(host):
     """In memory aligned as CuPy's pool aligns it; a sanitizer must see where the array ends."""
+    global allocations_left
+    if host.dtype.kind not in "?biufc":
+        raise ValueError(f"Unsupported dtype {host.dtype}")
+    if host.nbytes:
+        if allocations_left < 1:
+            raise OutOfMemoryError(f"Out of memory allocating {host.nbytes:,} bytes (allocated so far: 0 bytes).")
+        allocations_left -= 1
     if SANITIZED:
         return ndarray(np.array(host))
     raw = np.zeros(host.nbytes + 512, np.uint8)
@@ -193,14 +245,27 @@ def _fresh(host):
     return ndarray(made)
 
 
+class MemoryPool:
+    def malloc(self, size):
+        raise NotImplementedError
+
+
+@contextmanager
+def using_allocator(allocator=None):
+    yield
+
+
 def zeros(shape, dtype=float):
-    if np.prod(shape) * np.dtype(dtype).itemsize > 1 << 36:
-        raise OutOfMemoryError(f"Out of memory allocating {np.prod(shape) * np.dtype(dtype).itemsize:,} bytes")
-    return _fresh(np.zeros(shape, dtype))
+    wanted = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
+    if wanted > 1 << 36:
+        raise OutOfMemoryError(f"Out of memory allocating {wanted:,} bytes (allocated so far: 0 bytes).")
+    made = _fresh(np.zeros(shape, dtype))
+    _launch(lambda: made._host.fill(0))
+    return made
 
 
 def ones(shape, dtype=float):
-    return _fresh(np.ones(shape, dtype))
+    return _computed(lambda: np.ones(shape, dtype))
 
 
 def empty(shape, dtype=float):
@@ -208,7 +273,7 @@ def empty(shape, dtype=float):
 
 
 def arange(*arguments, **named):
-    return _fresh(np.arange(*arguments, **named))
+    return _computed(lambda: np.arange(*arguments, **named))
 
 
 def asarray(value, dtype=None):
@@ -216,59 +281,78 @@ def asarray(value, dtype=None):
         return value if dtype in (None, value.dtype) else value.astype(dtype)
     if not isinstance(value, np.ndarray) and hasattr(value, "__cuda_array_interface__"):
         return _lent(value.__cuda_array_interface__)
+    _refuse_capture()
     return _fresh(np.asarray(value, dtype))
 
 
-array = asarray
+def array(value, dtype=None):
+    return asarray(value, dtype).copy()
 
 
 def ascontiguousarray(value):
-    return _fresh(np.ascontiguousarray(value._host))
+    return value if value.flags.c_contiguous else _computed(lambda: np.ascontiguousarray(value._host))
 
 
 def from_dlpack(value):
-    return value.lend() if hasattr(value, "lend") else _lent(value.__cuda_array_interface__)
+    """Take what the protocol lends; the exporters of the tests lend memory of the host under a device's name."""
+    kind, device = value.__dlpack_device__()
+    if kind not in (2, 13):
+        raise RuntimeError("CuPy is built against CUDA, different from the backend that backs the incoming tensor")
+    capsule = value.__dlpack__(stream=Stream.current.ptr or 1)
+    host = np.from_dlpack(types.SimpleNamespace(__dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (1, 0)))
+    return ndarray(host, Device(device))
 
 
 def _lent(interface):
+    if interface.get("stream") is not None:
+        waits.append("synchronize")  # with the stream that the interface names
     exporter = types.SimpleNamespace(__array_interface__={k: v for k, v in interface.items() if k != "stream"})
     return ndarray(np.asarray(exporter))
 
 
 def isfinite(value):
-    return ndarray(np.asarray(np.isfinite(value._host)))
+    return _computed(lambda: np.isfinite(value._host))
 
 
 def _function(name):
-    def function(*arguments, out=None, **named):
-        named |= {} if out is None else {"out": out._host}
-        with np.errstate(all="ignore"):
-            return ndarray(np.asarray(getattr(np, name)(*map(_operand, arguments), **named)))
+    def function(*arguments, **named):
+        operands = [list(map(_operand, a)) if isinstance(a, list | tuple) else _operand(a) for a in arguments]
+        out = named.pop("out", None)
+        if out is None:
+            return _computed(lambda: getattr(np, name)(*operands, **named))
+        _launch(lambda: getattr(np, name)(*operands, out=out._host, **named))
+        return out
 
     return function
 
 
-exp, log, sqrt, maximum, minimum, mean, sum, matmul, full_like, zeros_like, empty_like = map(
-    _function,
-    ("exp", "log", "sqrt", "maximum", "minimum", "mean", "sum", "matmul", "full_like", "zeros_like", "empty_like"),
+_NAMES = (
+    "exp log sqrt add subtract multiply maximum minimum mean sum matmul full_like zeros_like empty_like stack".split()
 )
-
-
-def stack(values):
-    return ndarray(np.stack([_operand(v) for v in values]))
+for _name in _NAMES:
+    globals()[_name] = _function(_name)
 
 
 # ---- devices, streams, graphs ------------------------------------------------------------------------------------
 
 
 class Device:
-    def __init__(self, number=0):
-        self.id = number
+    current = 0
+
+    def __init__(self, number=None):
+        self.id = Device.current if number is None else number
         self.compute_capability = "90"
-        self.attributes = {"MultiProcessorCount": 3}
+        self.attributes = {"MultiProcessorCount": PROCESSORS}
 
     def synchronize(self):
         waits.append("synchronize")
+
+    def __enter__(self):
+        self.before, Device.current = Device.current, self.id
+        return self
+
+    def __exit__(self, *_):
+        Device.current = self.before
 
 
 class Graph:
@@ -280,21 +364,28 @@ class Graph:
             launch()
 
 
+_HANDLES = count(0x1000, 16)
+
+
 class Stream:
     current = None
-    made = 0
 
     def __init__(self, null=False, non_blocking=False):
-        Stream.made += not null
-        self.ptr = 0 if null else 0x1000 * Stream.made
+        self.ptr = 0 if null else next(_HANDLES)
         self.recorded = None
+
+    @classmethod
+    def from_external(cls, other):
+        made = cls()
+        _, made.ptr = other.__cuda_stream__()
+        return made
 
     def is_capturing(self):
         return self.recorded is not None
 
     def begin_capture(self, mode=None):
-        if self.ptr == 0:
-            raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+        if self.ptr in (0, 1):
+            raise RuntimeError("cannot capture on the default (legacy) stream")
         self.recorded = []
 
     def end_capture(self):
@@ -336,6 +427,7 @@ class RawKernel:
 
     def __call__(self, grid, block, arguments, *, shared_mem=0):
         held = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]  # handed over at the launch
+        assert all(a.device.id == Device.current for a in held if isinstance(a, ndarray)), "another device's memory"
         held = [a.data.ptr if isinstance(a, ndarray) else a for a in held]
         assert all(isinstance(a, int | np.ndarray) for a in held), held
         assert all(a.size == 1 for a in held if isinstance(a, np.ndarray))
@@ -345,10 +437,7 @@ class RawKernel:
             launched.append(self.name)
             self.library.launch(self.name, blocks, threads, held, backwards=BACKWARDS)
 
-        if Stream.current.is_capturing():
-            Stream.current.recorded.append(launch)
-        else:
-            launch()
+        _launch(launch)
 
 
 class RawModule:
@@ -368,9 +457,8 @@ _BOUND = ("fastgd.kernels.cuda_arrays", "fastgd.kernels.cuda_cupy")  # modules t
 def module():
     """Make the module."""
     made = types.ModuleType("cupy")
-    names = """ndarray zeros ones empty arange asarray array ascontiguousarray from_dlpack isfinite exp log sqrt maximum
-    minimum mean sum matmul full_like zeros_like empty_like stack RawModule"""
-    for name in names.split():
+    names = "ndarray zeros ones empty arange asarray array ascontiguousarray from_dlpack isfinite RawModule".split()
+    for name in names + _NAMES:
         setattr(made, name, globals()[name])
     made.float32, made.float64, made.int64 = np.float32, np.float64, np.int64
     made.cuda = types.SimpleNamespace(
@@ -379,6 +467,8 @@ def module():
         get_current_stream=lambda: Stream.current,
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=types.SimpleNamespace(CUDARuntimeError=RuntimeError),
+        MemoryPool=MemoryPool,
+        using_allocator=using_allocator,
     )
     return made
 
@@ -411,8 +501,10 @@ def installed(monkeypatch):
 
     monkeypatch.setattr(cubin, "cubin", lambda text, arch, label: gxx.build(text, SANITIZED))
     monkeypatch.setattr(backend, "_SERVING", {"cupy"})
+    global allocations_left
     waits.clear()
     launched.clear()
+    allocations_left, Stream.current, Device.current = math.inf, Stream.null, 0
     try:
         yield fake
     finally:

@@ -33,7 +33,7 @@ def kernels(text):
 
 def has_barriers(text, name):
     """Whether a kernel may have barriers; without, its threads need no stacks of their own."""
-    return name != "fgd_put" and not (name.endswith(("_vector", "_scalar")) and "SUMMED = 0" in text)
+    return name != "fgd_put" and not (name.endswith(("_vector", "_scalar")) and "fgd_sums<fgd_Rule" not in text)
 
 
 def whole(text):

@@ -18,14 +18,17 @@ import test_cuda_kernels as kernels  # noqa: E402
 
 planted = sys.argv[1] if len(sys.argv) > 1 else None
 FAULTS = {
-    "bounds": ("const bool inside = i < tile.hi;", "const bool inside = i <= tile.hi;"),
+    "bounds": ("i < tile.hi; i += N * FGD_THREADS", "i <= tile.hi; i += N * FGD_THREADS"),
     "alignment": ("reinterpret_cast<const Pack *>(array[a] + i)", "reinterpret_cast<const Pack *>(array[a] + i + 1)"),
 }
 build = gxx.build
 
 
 def built(text, *flags):
-    return build(text.replace(*FAULTS[planted]) if planted else text, *flags)
+    if planted and "fgd_Rule" in text:
+        assert FAULTS[planted][0] in text
+        text = text.replace(*FAULTS[planted])
+    return build(text, *flags)
 
 
 fake_cupy.SANITIZED = gxx.SANITIZERS

@@ -106,3 +106,14 @@ static void launch(void (*function)(const long long *), const long long *given, 
 }  // namespace shim
 
 static inline void __syncthreads() { shim::leave(shim::fibers[threadIdx.x]); }
+
+// All threads of a block come to it here, and each warp's change their values among themselves.
+template <class T> static inline T __shfl_down_sync(unsigned, T value, int by) {
+    static T values[shim::MOST];
+    const int own = threadIdx.x;
+    values[own] = value;
+    __syncthreads();
+    const T taken = own % 32 + by < 32 ? values[own + by] : value;
+    __syncthreads();
+    return taken;
+}
