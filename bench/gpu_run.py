@@ -56,7 +56,7 @@ class Scale:
     most: int = 1 << 30
     rounds: int = 9
     seconds: float = 0.02
-    blocks: tuple[int, ...] = (4, 8, 16, 32)
+    blocks: tuple[int, ...] = (4, 6, 8, 16, 32, 1024)  # the last: one for each tile
     least: float = 15.0
 
 

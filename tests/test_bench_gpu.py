@@ -1,6 +1,8 @@
 """The one call on a GPU, with a stand-in for the device: it finds a wrong bit, and names what it leaves out."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -182,10 +184,12 @@ def test_what_fails_is_named_and_the_rest_is_done(tmp_path):
 # ---- other programs ----------------------------------------------------------------------------------------------
 
 
-def test_the_tests_on_a_gpu_are_required_to_find_one(tmp_path):
+def test_the_tests_on_a_gpu_are_required_to_find_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # where there is one
     run = gpu_run.Run(TINY, 200.0, tmp_path)
     gpu_parts.suite(run)
-    assert "error" in run.report["failed"]["tests on the GPU"] or "failed" in run.report["failed"]["tests on the GPU"]
+    assert re.match(r"\d+ errors in ", run.report["failed"]["tests on the GPU"])
+    assert "a GPU is required: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -254,14 +258,40 @@ def test_every_foreign_peer_is_known_and_one_that_is_missing_is_named(monkeypatc
     assert peer is None and reply["skipped"].startswith("not installed: ")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in gpu_peers.GPU_CASES if "torch-foreach" in gpu_peers.names(gpu_peers.GPU_CASES[name])]
-)
-def test_torch_has_every_rule_that_it_is_compared_in(name):
-    """Its optimizers are made and step on the host; a fused one of the GPU may still refuse."""
+TORCH = [
+    (name, peer)
+    for name, case in gpu_peers.GPU_CASES.items()
+    for peer in gpu_peers.names(case)
+    if case.rule in gpu_bits.served() and peer in ("torch-foreach", "torch-fused")
+]
+
+
+@pytest.mark.parametrize(("name", "peer"), TORCH)
+def test_torch_computes_the_rule_that_it_is_compared_in(name, peer, monkeypatch):
+    """Under a torch whose GPU is the host."""
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    made, reply = gpu_peers.opened({"peer": peer, "case": name, "n": 1000})
     case = gpu_peers.GPU_CASES[name]
-    parameters = [torch.nn.Parameter(torch.ones(8))]
-    parameters[0].grad = torch.ones(8)
-    gpu_peers.PEERS["torch-foreach"](case, parameters).step()
-    assert not torch.equal(parameters[0].detach(), torch.ones(8))
+    if not case.tail and len(case.tensors) == 1:
+        assert reply["max_ulp"] < 64
+    else:
+        assert reply == {"max_ulp": None}
+    assert sum(p.numel() for p in made.parameters) == 1000 and len(made.parameters) == len(case.tensors)
+
+
+def test_a_peer_answers_until_its_input_ends():
+    pytest.importorskip("torch")
+    requests = [{"do": "open", "peer": "torch-fused", "case": "adamw", "n": 4}, {"do": "time", "seconds": 1}]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastgd.bench.gpu_peers"],
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first == {"skipped": "this torch finds no GPU"}
+    assert second["skipped"].startswith("AssertionError")
