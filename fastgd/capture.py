@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fastgd.layout import Layout
+from fastgd.program import Program
 from fastgd.targets import Arrays
 
 
@@ -28,9 +31,7 @@ class CapturedStep:
         self._replay = replay
         self.gradients = gradients
         self._before = before
-        self._recorded: tuple[Any, ...] = ()
-        self._graph: Any = None
-        self._memory: Any = None
+        self._graphs: dict[int, _Recorded] = {}
 
     def replay(self, scale: float = 1.0) -> None:
         """Take a step: launch the graph, on CuPy's current stream.
@@ -48,7 +49,10 @@ class CapturedStep:
         self._replay(self, scale)
 
     def runs(self, layout: Layout) -> list[Callable[[], None]]:
-        """Give what runs the step that `layout` would run; it is recorded when that has changed."""
+        """Give what runs the step that `layout` would run; recorded when it first does, and when launches have changed.
+
+        A tail whose average moves at some steps only has two programs, which may alternate: each keeps its graph.
+        """
         from fastgd.kernels.cuda_cupy import record, run_all
 
         program, check = layout.program, layout.check
@@ -57,10 +61,24 @@ class CapturedStep:
         parts = [sweep.launches for sweep in sweeps]
         if check is not None and check.clips_unseen:
             parts.insert(0, check.launches)
-        if len(parts) != len(self._recorded) or any(a is not b for a, b in zip(parts, self._recorded, strict=True)):
-            self._graph, self._memory = record(self._before, [launch for part in parts for launch in part])
-            self._recorded = tuple(parts)
-        counted = partial(run_all, [self._graph.launch, *(sweep.count for sweep in sweeps)])
-        if check is not None and check.clips_unseen:
             check.sees_no_norm()
+        known = self._graphs.get(id(program))
+        if known is None or not known.is_of(parts):
+            graph, memory = record(self._before, [launch for part in parts for launch in part])
+            known = self._graphs[id(program)] = _Recorded(program, parts, graph, memory)
+        counted = partial(run_all, [known.graph.launch, *(sweep.count for sweep in sweeps)])
         return [counted, *(launch.keep for launch in program.launches)]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph, and what must live as long: the program, the lists of launches, memory taken while it was recorded."""
+
+    program: Program
+    parts: list[list[Callable[[], object]]]
+    graph: Any
+    memory: Any
+
+    def is_of(self, parts: list[list[Callable[[], object]]]) -> bool:
+        """Whether it is of these very lists."""
+        return len(parts) == len(self.parts) and all(map(operator.is_, parts, self.parts))

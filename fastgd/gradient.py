@@ -42,7 +42,9 @@ class GradientCheck:
         sizes = [s.size for s in targets.segments]
         self._factor = np.ones((1, 1), targets.dtype)
         self._squares = make(gradient_norm(wide=wide), sizes, [0] * len(sizes), np.ones_like(self._factor), "gradient")
-        self._nonfinite = make(nonfinite_count(), sizes, [0] * len(sizes), self._factor, "nonfinite_count")
+        self._nonfinite: Any = None
+        if on_nonfinite != "propagate":
+            self._nonfinite = make(nonfinite_count(), sizes, [0] * len(sizes), self._factor, "nonfinite_count")
         function = clip_factor(wide=wide)
         self._clip = compile_text(function, np.dtype(np.float64))
         self._unseen: Any = make.clip(self._squares, function, targets.dtype) if on_nonfinite == "propagate" else None
@@ -70,7 +72,8 @@ class GradientCheck:
         """Take the gradients."""
         self._gradients = gradients
         self._squares.bind("g", *gradients)
-        self._nonfinite.bind("g", *gradients)
+        if self._nonfinite is not None:
+            self._nonfinite.bind("g", *gradients)
 
     def measure(self, factor: float) -> float | None:
         """Find what the gradient is multiplied by: `factor`, clipped; None where the step is to be skipped.

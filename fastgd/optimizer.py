@@ -454,7 +454,7 @@ class Optimizer:
             or len(leaves) != len(self._leaves)
             or not all(map(operator.is_, leaves, self._leaves))
         ):
-            self._leaves, self._given = [], _NOTHING
+            self._leaves, self._given, self._gradients = [], _NOTHING, None
             gradients = self._accumulated_or(grads, writeable=self._settings.zero_grad)
             self._layout.bind_gradients(gradients)
             self._gradients = gradients
@@ -477,8 +477,9 @@ class Optimizer:
             As of `step`: the gradients that every replay reads, where they lie now.
         before : callable, optional
             Recorded in front of the step, such as what computes the gradients; it must not wait for the GPU. It is
-            called at the first replay, on the stream that is captured, and again where a changed step is recorded
-            anew; nothing is computed by the call itself.
+            called at the first replay, on the stream that is captured, and again where another step is recorded, as
+            one in which an average rests; nothing is computed by the call itself. Run it once beforehand: CuPy
+            compiles a kernel at its first use. Not for tensors of torch, which launches on a stream of its own.
 
         Returns
         -------
@@ -504,6 +505,11 @@ class Optimizer:
                 )
             self._refuse_elsewhere("capture()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
+            if before is not None and self._layout.targets.foreign:
+                raise HyperparameterError(
+                    f"before must be None for parameters of another library, which would launch on a stream that is not "
+                    f"captured, given {before!r}: have its own graph compute the gradients"
+                )
             return CapturedStep(self._replay, gradients, before)
 
     def _replay(self, captured: CapturedStep, scale: float) -> None:
@@ -527,7 +533,7 @@ class Optimizer:
                 self._layout.targets.refuse_moved()
             scale = self._checked_scale(scale)
             if self._gradients is not captured.gradients:
-                self._given, self._leaves = _NOTHING, []  # step() binds its own again
+                self._given, self._leaves, self._gradients = _NOTHING, [], None  # step() binds its own again
                 self._layout.bind_gradients(captured.gradients)
                 self._gradients = captured.gradients
             t = self._t + 1
@@ -779,7 +785,7 @@ class Optimizer:
             if self._gpu:
                 self._refuse_elsewhere("add_param_group()")
             new = self._layout.with_group(group, self._t)
-            self._given, self._leaves = _NOTHING, []
+            self._given, self._leaves, self._gradients = _NOTHING, [], None
             self._layout = new  # at once: Ctrl-C leaves the old one or the new
 
     def state_dict(self) -> dict[str, Any]:

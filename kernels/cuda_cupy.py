@@ -83,8 +83,8 @@ def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> t
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()  # what was allocated or sent there must be there
     with stream:
-        stream.begin_capture()
         try:
+            stream.begin_capture()
             if before is not None:
                 with cupy.cuda.using_allocator(memory.malloc):
                     before()
@@ -203,9 +203,9 @@ class CupySweep:
         aligned = (addresses % VECTOR == 0).all(axis=1)
         if (aligned != self._aligned).any():
             self._aligned = aligned
-            if self._is_laid_out:  # at once: in a step nothing may fail any more
-                self._is_laid_out = False
-                self.prepare()
+            self._is_laid_out = False
+        if self._launches and not self._is_laid_out:  # at once: in a step nothing may fail any more
+            self.prepare()
 
     def prepare(self) -> None:
         """Compile the kernels or load them from the cache, and lay out their launches."""
@@ -349,7 +349,7 @@ class CupyBetween:
         per_segment = plan.level == "per_segment"
         sums = first.summed.segments if per_segment else first.summed.total
         sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
-        every_group = cupy.arange(len(self.given.host), dtype=np.int64)
+        every_group = cupy.asarray(np.arange(len(self.given.host)))
         sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
 
         def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
@@ -401,7 +401,7 @@ class CupyClip:
         self._function = function
         self._given = Carried(np.zeros((1, len(self._function.scalars))))
         self._results = cupy.zeros(len(self._function.writes), np.float64)
-        self._one = cupy.ones(1, np.float64)
+        self._one = cupy.asarray(np.ones(1))
         self._zero = cupy.zeros(1, np.int64)
         self._dtype = dtype
         self._cells: tuple[Sequence[int], Sequence[int]] | None = None

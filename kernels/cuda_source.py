@@ -10,18 +10,19 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from fastgd.kernels.blocks import LANES
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import Plan
 from fastgd.kernels.printers import DType, cxx_text
 
-THREADS = 256
-"""Of a block, and lanes of a sum: ``FGD_THREADS``."""
+THREADS = LANES
+"""Of a block of threads, as many as a sum has lanes."""
 
 FOLDED = 2048
-"""Most numbers that one block adds by the tree: ``FGD_FOLDED``."""
+"""Most numbers that one block adds by the tree; a power of two."""
 
 CARRIED = 3584
-"""Bytes that a launch takes along: ``FGD_CARRIED``."""
+"""Bytes that a launch takes along; all parameters of a kernel must fit into 4096."""
 
 VECTOR = 16
 """Bytes of a vector load, to which the arrays of the kernel ``vector`` must be aligned."""
@@ -32,10 +33,15 @@ def _text(file: str) -> str:
     return (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
+def _transport() -> str:
+    sizes = {"FGD_THREADS": THREADS, "FGD_FOLDED": FOLDED, "FGD_CARRIED": CARRIED}
+    return "".join(f"#define {name} {size}\n" for name, size in sizes.items()) + _text("transport.cuh")
+
+
 @cache
 def service_source() -> str:
     """Give the translation unit of the kernels that are the same for every rule: ``fgd_add`` and ``fgd_put``."""
-    return _text("transport.cuh") + _text("service.cuh")
+    return _transport() + _text("service.cuh")
 
 
 def real(dtype: DType) -> str:
@@ -85,7 +91,7 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
             else f"    fgd_sweep<fgd_Rule, {width}>(arrays, rows, table, tiles);",
             "}",
         ]
-    return "\n".join([_text("transport.cuh"), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"
+    return "\n".join([_transport(), cxx_text(sweep, "fgd_rule", dtype), *lines]) + "\n"
 
 
 def sources(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
@@ -197,4 +203,4 @@ def between_source(
             f"    for (i64 j = threadIdx.x; j < wide_count; j += FGD_THREADS) *wide_cells[j] = {taken(spread)};",
         ]
     lines += ["}"]
-    return "\n".join([_text("transport.cuh"), cxx_text(function, "fgd_function", "float64"), *lines]) + "\n"
+    return "\n".join([_transport(), cxx_text(function, "fgd_function", "float64"), *lines]) + "\n"

@@ -99,9 +99,9 @@ class Sweep:
     Attributes
     ----------
     name
-        ``update``, ``measure`` or ``combine``.
+        ``update``, ``measure``, ``combine`` or ``derive``.
     arrays
-        Array elements it takes (of ``combine``: sums and scalar states), in the order of its signature.
+        Array elements it takes (of ``combine`` and ``derive``: sums and scalar states), in the order of its signature.
     scalars
         Uniform numbers it uses, in the order of its signature.
     statements
@@ -174,7 +174,7 @@ def parse(
     Parameters
     ----------
     function
-        ``update``, ``measure`` or ``combine`` of a rule, a static method.
+        ``update``, ``measure``, ``combine`` or ``derive`` of a rule, a static method.
     options
         Static options by name; they are folded away.
     scalars
@@ -241,7 +241,8 @@ class _Parser:
                 known = ", ".join(sorted({*scalars, *self.options})) or "nothing"
                 self.refuse(
                     self.tree,
-                    f"takes `{name}`, which prepare(), combine() and options() do not give (they give {known})",
+                    f"takes `{name}`, which prepare(), derive(), combine() and options() do not give "
+                    f"(they give {known})",
                 )
         self.uniform = [k for k in keywords if k not in self.options]
         self.kinds: dict[str, Kind] = dict.fromkeys(self.positional, "scalar" if self.combine else "element")
@@ -261,9 +262,10 @@ class _Parser:
         if not isinstance(last, ast.Return) or last.value is None:
             self.refuse(last, "a rule ends with `return` and the names of what it writes")
         writes, sums, level = self._returned(last.value)
-        # What has lost its assignment by folding is not written, and if nothing names it, not kept.
-        assigned = {name for name, _ in self.statements}
-        writes = {a: w for a, w in writes.items() if a in assigned}
+        if not self.combine:  # there a sum may be returned as it is
+            # What has lost its assignment by folding is not written, and if nothing names it, not allocated.
+            assigned = {name for name, _ in self.statements}
+            writes = {a: w for a, w in writes.items() if a in assigned}
         used = set().union(*(names_in(e) for _, e in self.statements), writes.values(), sums.values())
         return Sweep(
             name=self.tree.name,

@@ -152,7 +152,9 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
         combine = parse(_function(rule, "combine"), options, given, combine=True)
         if not sweeps[0].sums:
             raise RuleError(f"{title}: measure must return per_segment(name=term, ...) or total(name=term, ...)")
-        unknown = set(combine.arrays) - set(sweeps[0].terms) - set(scalar_states) - {SIZE}
+        available = {*sweeps[0].terms, *scalar_states, SIZE}
+        combine = _without_folded(combine, available)
+        unknown = set(combine.arrays) - available
         if unknown:
             raise RuleError(
                 f"{title}: combine takes `{unknown.pop()}`, which is neither a sum of measure "
@@ -172,7 +174,8 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
                 "runs there too, in front of measure"
             )
         if derive is not None:
-            _check_derive(title, derive, kept, {*arrays, *prepared, *scalar_states, *combine.writes}, sweeps[0].level)
+            taken = {*arrays, *prepared, *available, *combine.writes}
+            _check_derive(title, derive, kept, taken, sweeps[0].level)
         combine = joined(combine, sweeps[0])
     reserved = NAMES & {*arrays, *given, *scalar_states}
     if reserved:
@@ -192,6 +195,14 @@ def plan(rule: Rule, tail: Tail = NO_TAIL) -> Plan:
         scalar_states=scalar_states,
         derive=derive,
     )
+
+
+def _without_folded(combine: Sweep, available: set[str]) -> Sweep:
+    """Drop results that static options leave without an assignment and that init() does not start either."""
+    kept = available | {name for name, _ in combine.statements}
+    writes = {name: holder for name, holder in combine.writes.items() if name in kept}
+    used = set().union(*(names_in(e) for _, e in combine.statements), writes.values())
+    return replace(combine, arrays=tuple(a for a in combine.arrays if a in used), writes=writes)
 
 
 def _derive(rule: Rule, options: Mapping[str, object], prepared: set[str]) -> Sweep | None:

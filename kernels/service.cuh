@@ -1,8 +1,5 @@
 // Kernels that are the same for every rule: sums of sums, and how numbers of the host reach the device. It stands behind
-// transport.cuh.
-
-#define FGD_FOLDED 2048   // most numbers that one block adds by the tree
-#define FGD_CARRIED 3584  // bytes that a launch takes along; all parameters of a kernel must fit into 4096
+// transport.cuh; FGD_FOLDED is how many numbers one block adds, FGD_CARRIED how many bytes a launch takes along.
 
 // Adds the numbers lo..hi of each column of `in` by the pairwise tree, one block to a row of `parts`: its lo and hi.
 // Parts of FGD_FOLDED numbers are whole branches of the tree of all, so that a sum may be added in several goes.

@@ -1,12 +1,11 @@
 // What carries a rule's arithmetic over memory: the loop of every sweep, and its sums in their one fixed shape. NVRTC
 // compiles it with the printed rule; so does g++, for tests.
 //
-// It needs no header. Whoever compiles it switches contraction and flush-to-zero off, and IEEE division and root on:
+// It needs no header; in front stands how many threads a block has, FGD_THREADS. Whoever compiles it switches contraction and flush-to-zero off, and IEEE division and root on:
 // the results are then those of every other backend, bit for bit.
 
 typedef long long i64;
 
-#define FGD_THREADS 256  // of a block, and lanes of a sum
 #define FGD_WARP 32
 
 static __device__ __forceinline__ float fgd_sqrt(float x) { return __fsqrt_rn(x); }

@@ -628,9 +628,9 @@ def test_rules_of_matrices_are_refused_as_not_served_yet(cupy, rule):
         getattr(fastgd, rule)(p)
     with pytest.raises(HyperparameterError, match=message):
         fastgd.minimize(lambda x: x.sum(), p, jac=lambda x: x, method=rule.lower())
-    states = [cupy.ones((3, 4))] if rule == "Muon" else [cupy.ones((3, 4)), cupy.ones(3), cupy.ones(4)]
-    with pytest.raises(FastGDError):
-        getattr(fastgd.functional, f"{rule.lower()}_")(p, cupy.ones((3, 4)), *states, 1)
+    shapes = {"Muon": [(3, 4)], "Adafactor": [(3,), (4,)], "CAME": [(3, 4), (3,), (4,), (3,), (4,)]}[rule]
+    with pytest.raises(HyperparameterError, match=message):
+        getattr(fastgd.functional, f"{rule.lower()}_")(p, cupy.ones((3, 4)), *map(cupy.ones, shapes), 1)
     assert (p._host == 1).all()
 
 
@@ -667,6 +667,22 @@ def test_memory_that_does_not_suffice_leaves_nothing_half_made(cupy, build):
         pytest.fail("it never fits")
     assert failed_at == {"construction", "step"}
     assert w._host.tobytes() == expected._host.tobytes()
+
+
+def test_memory_that_does_not_suffice_for_gradients_that_lie_otherwise_leaves_the_optimizer_as_it_was(cupy):
+    w, g, shifted = cupy.ones(70), cupy.ones(70), cupy.ones(71)
+    opt = fastgd.LAMB(w, lr=0.1, max_norm=1.0)
+    opt.step(g)
+    before = w._host.tobytes()
+    for k in range(2):
+        fake_cupy.allocations_left = k
+        with pytest.raises(MemoryError):
+            opt.step(shifted[1:])
+        fake_cupy.allocations_left = math.inf
+        assert opt.t == 1
+        assert w._host.tobytes() == before
+    opt.step(shifted[1:])
+    assert opt.t == 2
 
 
 def test_memory_that_does_not_suffice_for_a_group_more_leaves_the_optimizer_as_it_was(cupy):

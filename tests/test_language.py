@@ -120,7 +120,7 @@ REFUSED = {
     scalar_condition: "compute it in prepare(), in float64",
     scalar_assigned: "the same for all elements",
     option_as_number: "a static option is no number",
-    missing: "prepare(), combine() and options() do not give",
+    missing: "prepare(), derive(), combine() and options() do not give",
     infinite: "finite number",
     loop: "not in the rule language",
     branch: "`if` is for static options",

@@ -9,7 +9,7 @@ import pytest
 
 import fastgd
 from fastgd.kernels import Rule, per_segment, sqrt, total
-from fastgd.kernels.errors import RuleError
+from fastgd.kernels.errors import HyperparameterError, RuleError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,53 @@ def derived(seen, *, lr):
 
 
 @staticmethod
+def derived_as_it_was(seen):
+    return seen
+
+
+@staticmethod
+def derived_sum(seen, *, lr):
+    gg = lr * seen
+    return gg
+
+
+@staticmethod
+def derived_size(seen, *, lr):
+    size = lr * seen
+    return size
+
+
+@staticmethod
+def derived_step(seen, *, lr):
+    step = lr * seen
+    return step
+
+
+@staticmethod
+def derived_array(seen, *, lr):
+    level = lr * seen
+    return level
+
+
+@staticmethod
+def derived_scalar(seen):
+    lr = 2 * seen
+    return lr
+
+
+@staticmethod
+def derived_tail(seen, *, lr):
+    gscale = lr * seen
+    return gscale
+
+
+@staticmethod
+def derived_of_a_group(factor, *, lr):
+    more = lr * factor
+    return more
+
+
+@staticmethod
 def derived_of_nothing(other, *, lr):
     more = lr * other
     return more
@@ -115,12 +162,131 @@ def broken(**parts):
         (dict(prepare=lambda self, t, seen: dict(lr=1.0, seen=seen), measure=each), "take it in derive"),
         (dict(derive=derived, measure=each), "sum in total"),
         (dict(derive=derived_of_nothing), "derive takes `other`"),
+        (dict(derive=derived_of_a_group), "derive takes `factor`, which is no scalar state that combine"),
         (dict(derive=derived_twice), "derive returns `factor`"),
+        (dict(derive=derived_as_it_was), "derive returns `seen`"),
+        (dict(derive=derived_sum), "derive returns `gg`"),
+        (dict(derive=derived_size), "derive returns `size`"),
+        (dict(derive=derived_step), "derive returns `step`"),
+        (dict(derive=derived_array), "derive returns `level`"),
+        (dict(derive=derived_scalar), "derive returns `lr`"),
+        (dict(derive=derived_tail), "`gscale` is a name of the fused tail"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts, message):
     with pytest.raises(RuleError, match=message):
         fastgd.Optimizer(np.ones(3), broken(**parts)())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reaching(Rule):
+    """Its step grows with the gradients it has seen, by a reach that all groups share."""
+
+    lr: float = 0.1
+    gain: float = 0.5
+
+    def init(self):
+        return dict(reach=1.0)
+
+    def stages(self):
+        return ("measure", "update")
+
+    def prepare(self, t):
+        return dict(lr=self.lr, gain=self.gain)
+
+    @staticmethod
+    def derive(reach, *, lr, gain):
+        step = lr * reach
+        gained = gain * reach
+        return step, gained
+
+    @staticmethod
+    def measure(g, m, *, step):
+        m = m + step * g
+        return m, total(size2=g * g)
+
+    @staticmethod
+    def combine(size2, reach, *, gained):
+        reach = reach + gained * size2
+        return reach
+
+    @staticmethod
+    def update(p, m, *, step):
+        p = p - step * m
+        return p
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_scalars_are_derived_of_what_combine_keeps(backend):
+    a, b = np.ones(5), np.full(3, 2.0)
+    opt = fastgd.Optimizer([{"params": [a]}, {"params": [b], "lr": 0.2}], Reaching(), backend=backend)
+    (x, y), m, n, reach = (1.0, 2.0), 0.0, 0.0, 1.0
+    for k in (0.5, 0.25, 1.0):
+        opt.report([[np.full(5, k)], [np.full(3, -k)]])  # a report takes nothing
+        opt.step([[np.full(5, k)], [np.full(3, -k)]])
+        m, n = m + 0.1 * reach * k, n - 0.2 * reach * k
+        x, y = x - 0.1 * reach * m, y - 0.2 * reach * n
+        reach = reach + 0.5 * reach * 8 * k * k
+    np.testing.assert_allclose(a, x, rtol=1e-14)
+    np.testing.assert_allclose(b, y, rtol=1e-14)
+    assert opt.state_dict()["scalar_state"][0] == {"reach": [pytest.approx(reach, rel=1e-14)]}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_what_is_derived_may_exceed_float32(backend):
+    p = np.ones(3, np.float32)
+    opt = fastgd.Optimizer(p, Reaching(lr=1e30, gain=1e30), backend=backend)
+    for _ in range(3):
+        opt.step(np.ones(3, np.float32))
+    assert not np.isfinite(p).any()
+    assert np.isfinite(opt.state_dict()["scalar_state"][0]["reach"]).all()
+
+
+def test_groups_agree_in_what_a_state_is_derived_of():
+    groups = [{"params": [np.ones(3)]}, {"params": [np.ones(3)], "gain": 0.25}]
+    opt = fastgd.Optimizer(groups, Reaching())
+    with pytest.raises(HyperparameterError, match=r"must agree in gain: given 0\.5 and 0\.25"):
+        opt.step([[np.ones(3)], [np.ones(3)]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normed(Rule):
+    """Its combine gives a sum as it is, or, by an option, its root."""
+
+    lr: float = 0.1
+    rooted: bool = False
+
+    def options(self):
+        return dict(rooted=self.rooted)
+
+    def stages(self):
+        return ("measure", "update")
+
+    def prepare(self, t):
+        return dict(lr=self.lr)
+
+    @staticmethod
+    def measure(g):
+        return total(gg=g * g)
+
+    @staticmethod
+    def combine(gg, *, rooted):
+        if rooted:
+            gg = sqrt(gg)
+        return gg
+
+    @staticmethod
+    def update(p, g, *, lr, gg):
+        p = p - lr * (g / gg)
+        return p
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize(("rooted", "norm"), [(False, 16.0), (True, 4.0)])
+def test_combine_may_give_a_sum_as_it_is(rooted, norm, backend):
+    p = np.ones(4)
+    fastgd.Optimizer(p, Normed(rooted=rooted), backend=backend).step(np.full(4, 2.0))
+    np.testing.assert_allclose(p, 1 - 0.1 * 2 / norm, rtol=1e-14)
 
 
 @dataclass(frozen=True, kw_only=True)

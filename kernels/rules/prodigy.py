@@ -48,9 +48,10 @@ class Prodigy(Rule):
 
     Notes
     -----
-    Scalar states, of all groups together: d, d_max, numerator (r), and k, the number of steps from the first gradient
-    that is not zero. Before it no parameter moves. A group whose η is 0 counts for nothing and stands, states too;
-    where it is 0 in all groups everything stands. The reference takes groups of one η only, or 0.
+    Scalar states, of all groups together: d, d_max, numerator (r); with ``use_bias_correction`` also power1 and power2,
+    the β₁ᵏ⁻¹ and β₂ᵏ⁻¹ that the next step takes as k-th from the first gradient that is not zero, so that groups must
+    agree in betas. Before that gradient no parameter moves. A group whose η is 0 counts for nothing and stands, states
+    too; where it is 0 in all groups everything stands. The reference takes groups of one η only, or 0.
 
     References
     ----------
@@ -230,9 +231,10 @@ class DAdaptAdam(Rule):
 
     Notes
     -----
-    Scalar states, of all groups together: d, numerator (r), and k, the number of steps from the first gradient that is
-    not zero. Before it no parameter moves. A group whose η is 0 counts for nothing and stands, states too; where it
-    is 0 in all groups everything stands. The reference takes groups of one η only, or 0.
+    Scalar states, of all groups together: d, numerator (r); with ``use_bias_correction`` also power1 and power2, the
+    β₁ᵏ⁻¹ and β₂ᵏ⁻¹ that the next step takes as k-th from the first gradient that is not zero, so that groups must
+    agree in betas. Before that gradient no parameter moves. A group whose η is 0 counts for nothing and stands, states
+    too; where it is 0 in all groups everything stands. The reference takes groups of one η only, or 0.
 
     References
     ----------

@@ -1,0 +1,1023 @@
+"""A step on a GPU: what it computes is what the host computes, nobody waits for it, and it happens wholly or not.
+
+On a stand-in for CuPy whose device is the host; its kernels are the CUDA C++ that a GPU runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import sys
+from itertools import count
+
+import fake_cupy
+import numpy as np
+import pytest
+from conftest import same_bits
+from test_atomic import Stop
+
+import fastgd
+from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError, NonFiniteError
+
+BACKENDS = "numpy", "cupy"
+SHAPES = {"w": (5, 7), "b": (), "c": (64,)}
+
+
+def flat(where, dtype=np.float32, shapes=SHAPES):
+    """Parameters, the same ones on every backend."""
+    rng = np.random.default_rng(0)
+    return fastgd.FlatParams({n: rng.standard_normal(s).astype(dtype) for n, s in shapes.items()}, backend=where)
+
+
+def fill(params, k):
+    """Put gradients of step k in."""
+    rng = np.random.default_rng(k + 1)
+    for name in params.grad:
+        params.grad[name] = rng.standard_normal(params[name].shape) * 3.0
+
+
+def on_host(x):
+    """Copy, without one of the device's waits."""
+    return (x if isinstance(x, np.ndarray) else x._host).copy()
+
+
+def everything(opt):
+    """All that an optimizer of a FlatParams holds, as bytes."""
+    found = {"p": on_host(opt.params.flat), "g": on_host(opt.params.grad.flat)}
+    found |= {name: on_host(state) for name, state in opt.state.items()}
+    if opt.ema is not None:
+        found["ema"] = on_host(opt.ema.flat)
+    scalars = [[launch.scalar_states] for launch in opt._layout.program.launches]
+    return {name: x.tobytes() for name, x in found.items()} | {"t": opt.t, "scalars": repr(scalars)}
+
+
+def both(cupy, run, dtype=np.float32):
+    """Have it run on both backends, and all that comes of it be the same."""
+    host, gpu = (run(where, dtype) for where in BACKENDS)
+    assert host == gpu
+    return host
+
+
+def steps(opt, n, first=0):
+    for k in range(first, first + n):
+        fill(opt.params, k)
+        opt.step()
+
+
+# ---- the same as on the host -------------------------------------------------------------------------------------
+
+
+def swa(k):
+    """Takes every second iterate into the mean, from the third on."""
+    return 1.0 if k < 2 or k % 2 else 1 - 1 / (k // 2 + 1)
+
+
+SETTINGS = {
+    "schedules": (fastgd.AdamW, dict(lr=lambda k: 0.1 / (k + 1), weight_decay=lambda k: 0.01 * k)),
+    "clip": (fastgd.AdamW, dict(lr=0.1, max_norm=1.0)),
+    "clip of values": (fastgd.SGD, dict(lr=0.1, momentum=0.9, max_value=0.5, max_norm=3.0)),
+    "maximize": (fastgd.Adam, dict(lr=0.1, maximize=True, max_norm=1.0, amsgrad=True)),
+    "ema": (fastgd.Lion, dict(lr=0.1, ema_decay=0.9, zero_grad=True)),
+    "swa": (fastgd.Adam, dict(lr=0.1, ema_decay=swa, max_norm=1.0)),
+    "lookahead": (fastgd.SGD, dict(lr=0.1, momentum=0.9, lookahead=(2, 0.5))),
+    "lamb": (fastgd.LAMB, dict(lr=0.1, weight_decay=0.1, max_norm=1.0, ema_decay=0.9)),
+    "prodigy": (fastgd.Prodigy, dict(max_norm=1.0)),
+    "prodigy swa": (fastgd.Prodigy, dict(ema_decay=swa)),
+    "nadam": (fastgd.NAdam, dict(lr=0.1, max_norm=1.0)),
+    "dadaptadam": (fastgd.DAdaptAdam, dict(use_bias_correction=True, max_norm=1.0)),
+    "skip": (fastgd.AdamW, dict(lr=0.1, on_nonfinite="skip", max_norm=1.0)),
+    "raise": (fastgd.LAMB, dict(lr=0.1, on_nonfinite="raise")),
+    "schedule-free": (fastgd.ScheduleFreeAdamW, dict(lr=0.1)),
+}
+
+
+def made(name, where, dtype=np.float32):
+    cls, settings = SETTINGS[name]
+    return cls(flat(where, dtype), **settings)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_and_resumed_steps_are_those_of_the_host(cupy, name, dtype):
+    """Also a run that goes on with the other backend's state."""
+    whole, saved = {}, {}
+    for where in BACKENDS:
+        opt = made(name, where, dtype)
+        steps(opt, 3)
+        saved[where] = opt.state_dict(), opt.params.to("numpy")
+        steps(opt, 3, first=3)
+        whole[where] = everything(opt), opt.grad_norm
+    assert whole["numpy"] == whole["cupy"]
+    state = saved["cupy"][0]
+    for arrays in (state["state"].values(), [x for x in (state["ema"],) if x is not None]):
+        assert {type(x) for x in arrays} <= {np.ndarray}
+    for source, goal in (("numpy", "cupy"), ("cupy", "numpy"), ("cupy", "cupy")):
+        state, params = saved[source]
+        opt = SETTINGS[name][0](params.to(goal), **SETTINGS[name][1])
+        opt.load_state_dict(state)
+        again = opt.state_dict()
+        assert repr(again) == repr(state)
+        steps(opt, 3, first=3)
+        assert (everything(opt), opt.grad_norm) == whole["numpy"], (source, goal)
+
+
+def test_a_state_of_another_dtype_is_refused_and_changes_nothing(cupy):
+    opt = made("lamb", "cupy")
+    steps(opt, 2)
+    before = everything(opt)
+    other = made("lamb", "numpy", np.float64)
+    with pytest.raises(fastgd.CheckpointError, match="dtype must be 'float32', given 'float64'"):
+        opt.load_state_dict(other.state_dict())
+    assert everything(opt) == before
+
+
+def test_groups_and_values_that_change_are_those_of_the_host(cupy):
+    def run(where, dtype):
+        params = flat(where, dtype)
+        opt = fastgd.AdamW(
+            [{"params": params}, {"match": "b", "weight_decay": 0.5}, {"match": "c", "lr": lambda k: 0.1 * (k + 1)}],
+            max_norm=5.0,
+        )
+        found = []
+        for k in range(5):
+            opt.param_groups[0]["lr"] = 0.01 * (k + 1)
+            if k == 2:
+                opt.param_groups[1]["betas"] = (0.5, 0.6)
+            fill(params, k)
+            opt.step(scale=0.5**k)
+            found.append((on_host(params.flat).tobytes(), opt.grad_norm))
+        return found
+
+    assert len(set(both(cupy, run))) == 5
+
+
+@pytest.mark.parametrize("build", [fastgd.NAdam, fastgd.LAMB, fastgd.Prodigy])
+def test_groups_that_are_added_are_those_of_the_host(cupy, build):
+    def run(where, dtype):
+        def array(n):
+            x = np.linspace(-1, 1, n).astype(dtype)
+            return x if where == "numpy" else cupy.asarray(x)
+
+        w, b, more = array(70), array(3), array(7)
+        opt = build({"w": w, "b": b}, max_norm=2.0, ema_decay=0.9)
+        g = {"w": array(70), "b": array(3)}
+        opt.step(g)
+        opt.add_param_group({"match": "b", "weight_decay": 0.125})
+        opt.step(g)
+        opt.add_param_group({"params": more})
+        with pytest.raises(ArrayError, match="must be a list of 2"):
+            opt.step(g)
+        opt.step([g, array(7)])
+        opt.step([g, array(7)])
+        held = [w, b, more, *opt.ema[0].values(), opt.ema[1], *opt.state.values()]
+        scalars = [launch.scalar_states for launch in opt._layout.program.launches]
+        return [on_host(x).tobytes() for x in held], opt.t, opt.grad_norm, repr(scalars)
+
+    both(cupy, run)
+
+
+def test_gradients_that_are_accumulated(cupy):
+    def run(where, dtype):
+        params = flat(where, dtype)
+        opt = fastgd.LAMB(params, lr=0.1, max_norm=1.0, zero_grad=True)
+        found = []
+        for k in range(4):
+            for i in range(3):
+                fill(params, 3 * k + i)
+                opt.accumulate(scale=1 / 3)
+                assert not on_host(params.grad.flat).any()
+            assert opt.accumulated == 3
+            if k == 2:
+                opt.zero_grad()
+                assert opt.accumulated == 0
+                fill(params, k)
+            if k == 3:
+                state = opt.state_dict()
+                assert type(state["accumulated"]["sum"]) is np.ndarray
+                opt.load_state_dict(state)
+            opt.step()
+            found.append(everything(opt))
+        return found
+
+    both(cupy, run)
+
+
+def test_zero_grad_and_fused_zero_grad(cupy):
+    params = flat("cupy")
+    opt = fastgd.SGD(params, lr=0.5)
+    fill(params, 0)
+    opt.zero_grad()
+    assert not params.grad.flat._host.any()
+    p, g = cupy.ones(5), cupy.ones(5)
+    opt = fastgd.SGD(p, lr=0.5, zero_grad=True, on_nonfinite="skip")
+    opt.step(g)
+    assert (g._host.tolist(), p._host.tolist()) == ([0] * 5, [0.5] * 5)
+    g.fill(math.nan)
+    opt.step(g)
+    assert (g._host.tolist(), p._host.tolist(), opt.t) == ([0] * 5, [0.5] * 5, 1)
+    with pytest.raises(ArrayError):
+        opt.zero_grad()
+
+
+def test_a_loss_scaler(cupy):
+    def run(where, dtype):
+        params = flat(where, dtype)
+        opt = fastgd.AdamW(params, lr=0.1, on_nonfinite="skip", max_norm=1.0)
+        scaler = fastgd.LossScaler(init_scale=2.0**20, growth_interval=2)
+        found = []
+        for k in range(6):
+            fill(params, k)
+            params.grad.flat[:] = params.grad.flat * dtype(scaler.get_scale())
+            if k == 2:
+                params.grad["w"][1, 1] = math.inf
+            found.append((scaler.step(opt), scaler.get_scale(), everything(opt)))
+            scaler.update()
+        return found
+
+    assert [taken for taken, _, _ in both(cupy, run)] == [True, True, False, True, True, True]
+
+
+def test_an_estimate_of_the_hessian(cupy):
+    def run(where, dtype):
+        params = flat(where, dtype)
+        opt = fastgd.SophiaG(params, lr=0.1)
+        found = []
+        for k in range(5):
+            fill(params, k)
+            if k % 2 == 0:
+                opt.update_hessian(scale=2.0)
+            opt.step()
+            found.append(everything(opt))
+        return found
+
+    both(cupy, run)
+
+
+def test_eval_and_train(cupy):
+    def run(where, dtype):
+        opt = made("schedule-free", where, dtype)
+        steps(opt, 3)
+        opt.eval()
+        found = [everything(opt)]
+        fill(opt.params, 3)
+        with pytest.raises(FastGDError, match="is in eval mode, in which there are no steps"):
+            opt.step()
+        opt.train()
+        steps(opt, 2, first=3)
+        return [*found, everything(opt)]
+
+    a, b = both(cupy, run)
+    assert a != b
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["clip", "lamb", "prodigy", "nadam"])
+def test_a_report_changes_nothing(cupy, name, dtype):
+    def run(where, dtype):
+        opt = made(name, where, dtype)
+        steps(opt, 2)
+        fill(opt.params, 2)
+        opt.params.grad["b"] = 1e-3
+        before = everything(opt)
+        report = opt.report(scale=0.5).to_dicts()
+        assert everything(opt) == before
+        opt.step()
+        return repr(report), everything(opt), opt.grad_norm
+
+    both(cupy, run, dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(np.float32, 1e20), (np.float64, 1e200), (np.float32, 1e-30), (np.float64, 1e-150)]
+)
+@pytest.mark.parametrize("mode", ["propagate", "skip", "raise"])
+def test_a_norm_beyond_the_squares_of_its_dtype_is_no_overflow(cupy, dtype, size, mode):
+    def run(where, dtype):
+        params = flat(where, dtype)
+        opt = fastgd.SGD(params, lr=0.1, max_norm=1.0, on_nonfinite=mode)
+        for k in range(3):
+            fill(params, k)
+            params.grad.flat[:] = params.grad.flat * dtype(size)
+            opt.step()
+        return opt.t, opt.grad_norm, on_host(params.flat).tobytes()
+
+    t, norm, _ = both(cupy, run, dtype)
+    assert t == 3
+    assert size < norm < 100 * size
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["clip", "lamb", "prodigy"])
+def test_gradients_that_are_not_finite(cupy, name, bad):
+    cls, settings = SETTINGS[name]
+
+    def run(where, dtype, mode):
+        opt = cls(flat(where, dtype), **settings, on_nonfinite=mode)
+        steps(opt, 2)
+        fill(opt.params, 2)
+        opt.params.grad["w"][2, 3] = bad
+        before = everything(opt)
+        if mode == "raise":
+            with pytest.raises(
+                NonFiniteError, match=rf"^the gradient of 'w' is {bad} at \(2, 3\); nothing was changed$"
+            ):
+                opt.step()
+        else:
+            opt.step()
+        after = everything(opt)
+        assert (after == before) == (mode != "propagate")
+        assert opt.t == 2 + (mode == "propagate")
+        steps(opt, 1, first=3)
+        return after | {"norm": repr(opt.grad_norm)}, everything(opt)
+
+    for mode in ("propagate", "skip", "raise"):
+        host, gpu = (run(where, np.float32, mode) for where in BACKENDS)
+        if mode != "propagate":
+            assert host == gpu
+            continue
+        for a, b in zip(host, gpu, strict=True):  # NaNs by class
+            for key in a.keys() - {"t", "scalars", "norm"}:
+                assert same_bits(*(np.frombuffer(x[key], np.float32) for x in (a, b)))
+
+
+def test_a_scale_that_overflows(cupy):
+    for where in BACKENDS:
+        params = flat(where)
+        opt = fastgd.SGD(params, lr=1e-30, on_nonfinite="skip")
+        fill(params, 0)
+        opt.step(scale=1e38 * 3)
+        assert opt.t == 0  # the scaled gradient is infinite
+        with pytest.raises(HyperparameterError, match=r"^scale must be a number that float32 holds, given 1e"):
+            opt.step(scale=1e39)
+        with pytest.raises(HyperparameterError, match="a step's lr is 1e"):
+            fastgd.SGD(flat(where), lr=1e39).step()
+
+    def clipped(where, dtype):
+        opt = fastgd.SGD(flat(where, dtype), lr=0.1, max_norm=1.0)
+        fill(opt.params, 0)
+        opt.step(scale=1e38)
+        opt.step(scale=-1e38)
+        return everything(opt), opt.grad_norm
+
+    both(cupy, clipped)
+
+
+def test_a_norm_is_that_of_the_last_step(cupy):
+    opt = made("clip", "cupy")
+    assert opt.grad_norm is None
+    norms = []
+    for k in range(3):
+        steps(opt, 1, first=k)
+        if k:
+            norms.append(opt.grad_norm)
+            assert opt.grad_norm == norms[-1]
+    assert len(set(norms)) == 2
+
+
+def test_functional_steps(cupy):
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        ours = [rng.standard_normal((5, 13)).astype(dtype) for _ in range(2)] + [np.zeros((5, 13), dtype)] * 2
+        ours = [x.copy() for x in ours]
+        theirs = [cupy.asarray(x) for x in ours]
+        for t in range(1, 4):
+            for arrays in (ours, theirs):
+                fastgd.functional.adamw_(*arrays, t, lr=0.1, weight_decay=0.1, scale=0.5)
+        for a, b in zip(ours, theirs, strict=True):
+            assert b._host.tobytes() == a.tobytes()
+        p, q = ours[0].copy(), theirs[0].copy()
+        fastgd.functional.lamb_(p, ours[1], *(np.zeros_like(p) for _ in range(2)), 1, lr=0.5)
+        fastgd.functional.lamb_(q, theirs[1], *(cupy.zeros(p.shape, dtype) for _ in range(2)), 1, lr=0.5)
+        assert q._host.tobytes() == p.tobytes()
+    with pytest.raises(ArrayError, match=r"^g must lie in the memory of p, one of both is on a GPU: move it$"):
+        fastgd.functional.sgd_(cupy.ones(3), np.ones(3), 1)
+    with pytest.raises(ArrayError, match="must not share memory"):
+        fastgd.functional.sgd_(p := cupy.ones(3), p, 1)
+    shifted = cupy.ones(8)
+    fastgd.functional.sgd_(shifted[1:], cupy.ones(7), 1, lr=1.0)
+    assert shifted._host.tolist() == [1] + [0] * 7
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def squares(params, x, y):
+    """Mean square error of a linear model, and its gradient."""
+    error = x @ params["w"] - y
+    params.grad["w"] = (x.T @ error) * (2 / len(y))
+    return float((error * error).mean())
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+def test_fit_on_data_of_the_gpu(cupy, batch_size):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((30, 4)), rng.standard_normal(4)
+    data, held_out = (x, x @ w), (x[:5] + 0.1, x[:5] @ w)
+
+    def run(where, dtype):
+        params = fastgd.FlatParams({"w": np.zeros(4)}, backend=where)
+        opt = fastgd.SGD(params, lr=0.02, momentum=0.5)
+        given = [tuple(a if where == "numpy" else cupy.asarray(a) for a in part) for part in (data, held_out)]
+        stop = fastgd.EarlyStopping(patience=2)
+        history = fastgd.fit(
+            squares, opt, given[0], batch_size=batch_size, epochs=12, validation=given[1], seed=3, callbacks=[stop]
+        )
+        assert params["w"].shape == (4,)
+        return history.loss, history.val_loss, history.steps, stop.best_epoch, everything(opt)
+
+    loss, *_, best, _ = both(cupy, run)
+    assert loss[-1] < loss[0]
+    assert 0 < best <= 12
+
+
+def test_fit_ends_before_a_step_when_the_loss_is_not_finite(cupy):
+    params = fastgd.FlatParams({"w": np.zeros(4)}, backend="cupy")
+    opt = fastgd.SGD(params, lr=0.1)
+    x = cupy.asarray(np.full((3, 4), 1e200))
+    history = fastgd.fit(squares, opt, (x, cupy.asarray(np.full(3, 1e200))), epochs=3)
+    assert history.message.startswith("diverged: the loss is inf")
+    assert opt.t == 0
+    assert not params.flat._host.any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (3, 5)])
+def test_minimize_from_a_start_on_the_gpu(cupy, shape, dtype):
+    x0 = np.full(shape, 0.5, dtype)
+    given = cupy.asarray(x0)
+    seen = []
+
+    def run(start, **settings):
+        return fastgd.minimize(lambda x: (x - 3) * (x - 3), start, lr=0.1, max_iter=50, **settings)
+
+    def jac(x):
+        return (x - 3) * 2
+
+    host = run(x0, jac=jac, history=True, callback=lambda r: seen.append(float(np.sum(r.fun))))
+    gpu = run(given, jac=jac, history=True, callback=lambda r: seen.append(float(np.sum(on_host_or_float(r.fun)))))
+    assert seen[:50] == seen[50:]
+    assert (gpu.nit, gpu.nfev, gpu.njev, gpu.status) == (host.nit, host.nfev, host.njev, host.status)
+    assert on_host(gpu.history).tobytes() == host.history.tobytes()
+    assert isinstance(gpu.history, cupy.ndarray)
+    if shape == () and dtype == np.float64:
+        assert type(gpu.x) is float
+        assert gpu.x == host.x
+    else:
+        assert isinstance(gpu.x, cupy.ndarray)
+        assert (gpu.x.dtype, gpu.x.shape) == (dtype, shape)
+        assert on_host(gpu.x).tobytes() == np.asarray(host.x).tobytes()
+    assert given._host.tobytes() == x0.tobytes()
+
+
+def on_host_or_float(x):
+    return x if isinstance(x, float) else on_host(x)
+
+
+def test_minimize_with_both_at_once_converges_and_stops(cupy):
+    def fun(x):
+        return ((x - 3) * (x - 3)).sum(), (x - 3) * 2
+
+    result = fastgd.minimize(fun, cupy.ones(4), jac=True, method="gd", lr=0.25)
+    assert result.success
+    assert result.status == 0
+    assert type(result.fun) is float
+    np.testing.assert_allclose(result.x._host, 3, atol=1e-6)
+
+    def stop(state):
+        if state.nit == 3:
+            raise StopIteration
+
+    assert fastgd.minimize(fun, cupy.ones(4), jac=True, callback=stop).status == 99
+    assert fastgd.minimize(fun, cupy.ones(4), jac=True, method="gd", lr=1e200).status == 2
+
+
+def test_minimize_names_what_a_gpu_does_not_have(cupy):
+    with pytest.raises(HyperparameterError, match=r"^jac must be given for an x0 on a GPU: differences are taken on"):
+        fastgd.minimize(lambda x: x, cupy.ones(3))
+    with pytest.raises(ArrayError, match=r"^jac must give an array in the memory of x0, given ndarray: move it there$"):
+        fastgd.minimize(lambda x: 0.0, cupy.ones(3), jac=lambda x: np.ones(3))
+    with pytest.raises(ArrayError, match=r"^jac must give an array in the memory of x0, given ndarray: move it there$"):
+        fastgd.minimize(lambda x: 0.0, np.ones(3), jac=lambda x: cupy.ones(3))
+    with pytest.raises(ArrayError, match=r"^x0 must be float32 or float64, given dtype int64$"):
+        fastgd.minimize(lambda x: 0.0, cupy.ones(3, np.int64), jac=lambda x: x)
+
+
+# ---- nobody waits ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen():
+    """Forget what has been launched and waited for, and give both lists."""
+
+    def clear():
+        fake_cupy.waits.clear()
+        fake_cupy.launched.clear()
+        return fake_cupy.waits, fake_cupy.launched
+
+    return clear
+
+
+RULES = {
+    "sgd": (fastgd.SGD, dict(lr=0.1)),
+    "adamw": (fastgd.AdamW, dict(lr=0.1)),
+    "lion": (fastgd.Lion, dict(lr=0.1, ema_decay=0.9, zero_grad=True)),
+    "lamb": (fastgd.LAMB, dict(lr=0.1)),
+    "prodigy": (fastgd.Prodigy, {}),
+    "nadam": (fastgd.NAdam, dict(lr=lambda k: 0.1 / (k + 1))),
+}
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+@pytest.mark.parametrize("name", RULES)
+def test_no_step_waits_for_the_device(cupy, seen, name, max_norm):
+    cls, settings = RULES[name]
+    params = flat("cupy")
+    opt = cls(params, **settings, max_norm=max_norm)
+    opt.step()
+    waits, launched = seen()
+    for k in range(3):
+        opt.param_groups[0]["lr"] = 0.1 * (k + 1)
+        opt.step()
+    opt.step(scale=0.5)
+    assert launched
+    assert waits == []
+
+
+@pytest.mark.parametrize("mode", ["skip", "raise"])
+@pytest.mark.parametrize("name", RULES)
+def test_a_step_that_looks_at_its_gradient_waits_once(cupy, seen, name, mode):
+    cls, settings = RULES[name]
+    opt = cls(flat("cupy"), **settings, max_norm=1.0, on_nonfinite=mode)
+    opt.step()
+    waits, _ = seen()
+    opt.step()
+    assert waits == ["get"]
+
+
+def test_numbers_that_stand_are_not_sent_again(cupy, seen):
+    opt = fastgd.SGD(flat("cupy"), lr=0.1, momentum=0.9, max_norm=1.0)
+    opt.step()
+    opt.step()  # momentum is undamped in the first one alone
+    _, launched = seen()
+    opt.step()
+    assert "fgd_put" not in launched
+    opt.param_groups[0]["lr"] = 0.2
+    opt.step()
+    assert launched.count("fgd_put") == 1
+    seen()
+    opt.step(scale=0.5)
+    assert launched.count("fgd_put") == 2  # the row of the rule, and what the factor is made of
+    seen()
+    opt.step({n: cupy.zeros(s, np.float32) for n, s in SHAPES.items()}, scale=0.5)
+    assert launched.count("fgd_put") == 2  # addresses of the gradient, for the rule and for its norm
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_one_launch_for_all_parameters_whatever_their_groups(cupy, seen, groups):
+    params = flat("cupy", shapes={"a": (8,), "b": (4, 5), "c": (64,), "d": (16,), "e": (2, 2)})
+    given = [{"params": params}, *({"match": n, "weight_decay": 0.1 * k} for k, n in enumerate("bcde"[: groups - 1]))]
+    opt = fastgd.AdamW(given, lr=0.1)
+    opt.step()
+    _, launched = seen()
+    opt.step()
+    assert [name for name in launched if name != "fgd_put"] == ["fgd_adamw_update_vector"]
+
+
+def test_what_does_not_divide_by_a_vector_takes_one_launch_more(cupy, seen):
+    opt = fastgd.AdamW(flat("cupy", shapes={"a": (7,), "b": (9,)}), lr=0.1)
+    opt.step()
+    _, launched = seen()
+    opt.step()
+    assert launched == ["fgd_put", "fgd_adamw_update_vector", "fgd_adamw_update_scalar"]
+
+
+def test_arrays_by_themselves_take_one_launch(cupy, seen):
+    arrays = [cupy.ones(8 * k) for k in range(1, 20)]
+    grads = [cupy.ones(8 * k) for k in range(1, 20)]
+    opt = fastgd.Lion(arrays, lr=0.1)
+    opt.step(grads)
+    _, launched = seen()
+    opt.step(grads)
+    assert launched == ["fgd_lion_update_vector"]
+
+
+# ---- captured steps ----------------------------------------------------------------------------------------------
+
+CAPTURED = {name: SETTINGS[name] for name in SETTINGS if name not in ("skip", "raise", "lookahead")} | {
+    "zero_grad": (fastgd.AdamW, dict(lr=0.1, zero_grad=True, max_norm=1.0)),
+    "lookahead": SETTINGS["lookahead"],
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_replayed_steps_are_steps(cupy, name):
+    """With numbers that change, and mixed with steps that are not replayed."""
+    cls, settings = CAPTURED[name]
+    results = []
+    for turns in ("s", "r", "sr", "rrs"):
+        opt = cls(flat("cupy"), **settings)
+        captured = opt.capture()
+        found = []
+        for k in range(8):
+            fill(opt.params, k)
+            if k == 4 and "lr" not in settings:
+                opt.param_groups[0]["lr"] = 0.5
+            elif k == 4 and not callable(settings["lr"]):
+                opt.param_groups[0]["lr"] = 0.03125
+            take = opt.step if turns[k % len(turns)] == "s" else captured.replay
+            take(scale=2.0 if k == 6 else 1.0)
+            found.append((everything(opt), opt.grad_norm))
+        results.append(found)
+    assert results[1:] == results[:1] * 3
+
+
+@pytest.mark.parametrize("name", ["clip", "prodigy", "nadam", "ema"])
+def test_a_replay_is_one_launch_that_nobody_waits_for(cupy, seen, name, monkeypatch):
+    cls, settings = CAPTURED[name]
+    opt = cls(flat("cupy"), **settings)
+    captured = opt.capture()
+    captured.replay()
+    graphs = []
+    launch = fake_cupy.Graph.launch
+    monkeypatch.setattr(fake_cupy.Graph, "launch", lambda self, *a: (graphs.append(self), launch(self, *a)))
+    waits, launched = seen()
+    for _ in range(3):
+        captured.replay()
+    assert len(graphs) == 3
+    assert len(set(map(id, graphs))) == 1
+    assert waits == []
+    assert launched.count("fgd_put") <= 3 * 2
+
+
+def test_capture_itself_takes_no_step(cupy):
+    opt = made("clip", "cupy")
+    fill(opt.params, 0)
+    before = everything(opt)
+    captured = opt.capture()
+    assert everything(opt) == before
+    captured.replay()
+    assert opt.t == 1
+
+
+def test_gradients_of_a_captured_step_stay_its_own(cupy):
+    def run(take):
+        p = cupy.ones(70)
+        own, other = cupy.asarray(np.linspace(0, 1, 70)), cupy.asarray(np.linspace(5, 9, 71))
+        opt = fastgd.AdamW(p, lr=0.1, max_norm=1.0)
+        again = take(opt, own)
+        again()
+        opt.step(other[1:])  # lies otherwise: another kernel
+        again()
+        again()
+        opt.step(other[:70])
+        again()
+        return p._host.tobytes(), opt.t
+
+    assert run(lambda opt, g: opt.capture(g).replay) == run(lambda opt, g: lambda: opt.step(g))
+
+
+def test_a_group_that_is_added_by_name_goes_on_and_one_of_new_arrays_is_refused(cupy):
+    def run(replayed):
+        params = flat("cupy")
+        opt = fastgd.AdamW(params, lr=0.1, max_norm=1.0)
+        take = opt.capture().replay if replayed else opt.step
+        for k in range(4):
+            fill(params, k)
+            take()
+            if k == 1:
+                opt.add_param_group({"match": "b", "weight_decay": 0.5})
+        return opt, take, everything(opt)
+
+    _, _, expected = run(False)
+    opt, replay, found = run(True)
+    assert found == expected
+    more = cupy.ones(3, np.float32)
+    opt.add_param_group({"params": more})
+    with pytest.raises(ArrayError, match=r"given 3 arrays of them for 4 parameters, as a group was added: capture\(\)"):
+        replay()
+    assert opt.t == 4
+    grads = [opt.params[0]["params"].grad, cupy.ones(3, np.float32)]
+    opt.step(grads)
+    assert opt.t == 5
+    opt.capture(grads).replay()
+    assert opt.t == 6
+
+
+def test_what_computes_the_gradient_is_captured_in_front_of_the_step(cupy):
+    def run(replayed):
+        params = flat("cupy", shapes={"w": (4, 3)})
+        x = cupy.ones((6, 4), np.float32)
+        opt = fastgd.AdamW(params, lr=0.1, max_norm=1.0)
+        calls = []
+
+        def before():
+            calls.append(1)
+            hidden = x @ params["w"]
+            params.grad["w"] = 0.0
+            params.grad["w"][...] = x.T @ (hidden * 0.5 - 1.0)
+
+        captured = opt.capture(before=before)
+        assert calls == []
+        for k in range(5):
+            x[...] = cupy.asarray(np.cos(np.arange(24.0) + k).reshape(6, 4))
+            if replayed:
+                captured.replay()
+            else:
+                before()
+                opt.step()
+        return len(calls), everything(opt)
+
+    eager, expected = run(False)
+    once, found = run(True)
+    assert found == expected
+    assert (eager, once) == (5, 1)
+
+
+def test_what_waits_in_front_of_a_captured_step_is_an_error_of_its_own(cupy):
+    params = flat("cupy")
+    opt = fastgd.SGD(params, lr=0.1)
+    before = everything(opt)
+    with pytest.raises(RuntimeError, match="cudaErrorStreamCaptureUnsupported"):
+        opt.capture(before=lambda: float(params.grad["w"].sum())).replay()
+    for call in (opt.step, opt.accumulate, opt.report, opt.capture, opt.capture().replay):
+        with pytest.raises(FastGDError, match="cannot be captured"):
+            opt.capture(before=call).replay()
+    assert everything(opt) == before
+    steps(opt, 1)
+    assert opt.t == 1
+
+
+def test_what_cannot_be_captured_is_refused(cupy):
+    params = flat("cupy")
+    for mode in ("skip", "raise"):
+        opt = fastgd.SGD(params, on_nonfinite=mode)
+        with pytest.raises(
+            HyperparameterError, match=rf"^capture\(\) cannot record .* given on_nonfinite='{mode}': build"
+        ):
+            opt.capture()
+    p, g, more = cupy.ones(3), cupy.ones(3), cupy.ones(2)
+    with pytest.raises(ArrayError, match=r"^grads must be given"):
+        fastgd.SGD(p).capture()
+    opt = fastgd.SophiaG(p, lr=1.0)
+    free = fastgd.ScheduleFreeAdamW(cupy.ones(3))
+    opt.step(g)
+    before = p._host.tobytes()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    calls = {
+        "step()": lambda: opt.step(g),
+        "accumulate()": lambda: opt.accumulate(g),
+        "update_hessian()": lambda: opt.update_hessian(g),
+        "eval()": free.eval,
+        "report()": lambda: opt.report(g),
+        "capture()": lambda: opt.capture(g),
+        "add_param_group()": lambda: opt.add_param_group({"params": more}),
+        "sgd_": lambda: fastgd.functional.sgd_(p, g, 1),
+    }
+    with stream:
+        stream.begin_capture()
+        for name, call in calls.items():
+            with pytest.raises(FastGDError) as caught:
+                call()
+            assert str(caught.value) == (
+                f"{name} cannot be captured: a graph would repeat the numbers of this one step; opt.capture() makes a "
+                "graph that takes new ones"
+            )
+        graph = stream.end_capture()
+    assert graph.launches == []
+    assert p._host.tobytes() == before
+    assert opt.t == 1
+
+
+def test_a_replay_is_refused_where_a_step_is(cupy):
+    opt = made("schedule-free", "cupy")
+    captured = opt.capture()
+    fill(opt.params, 0)
+    captured.replay()
+    opt.accumulate()
+    with pytest.raises(ArrayError, match=r"^a captured step has gradients of its own, given 1 that are accumulated"):
+        captured.replay()
+    opt.zero_grad()
+    opt.eval()
+    with pytest.raises(FastGDError, match="is in eval mode"):
+        captured.replay()
+    opt.train()
+    with pytest.raises(HyperparameterError, match=r"^scale must be a number, finite, given nan$"):
+        captured.replay(scale=math.nan)
+    opt.param_groups[0]["lr"] = -1.0
+    with pytest.raises(HyperparameterError):
+        captured.replay()
+    assert opt.t == 1
+    opt.param_groups[0]["lr"] = 0.1
+    captured.replay()
+    assert opt.t == 2
+
+
+def test_a_loaded_state_is_replayed_from(cupy):
+    a, b = made("prodigy swa", "cupy"), made("prodigy swa", "cupy")
+    captured = b.capture()
+    steps(a, 5)
+    steps(b, 2)
+    captured.replay()
+    state = a.state_dict()
+    b.params.flat[:] = a.params.flat
+    b.load_state_dict(state)
+    for k in range(5, 9):
+        steps(a, 1, first=k)
+        fill(b.params, k)
+        captured.replay()
+    assert everything(a) == everything(b)
+
+
+# ---- wholly or not at all ----------------------------------------------------------------------------------------
+
+
+def two_launches(where):
+    params = flat(where)
+    return fastgd.SGD([{"params": params}, {"match": "c", "momentum": 0.9}], lr=0.1, ema_decay=0.5, max_norm=1.0)
+
+
+INTERRUPTED = {
+    "clip": lambda: made("clip", "cupy"),
+    "skip": lambda: made("skip", "cupy"),
+    "lamb": lambda: made("lamb", "cupy"),
+    "prodigy swa": lambda: made("prodigy swa", "cupy"),
+    "nadam": lambda: made("nadam", "cupy"),
+    "two launches": lambda: two_launches("cupy"),
+}
+
+
+class Drill:
+    """An optimizer away from its start, with all compiled, whose next step can be taken again and again."""
+
+    def __init__(self, name, replayed):
+        self.opt = opt = INTERRUPTED[name]()
+        grouped = not isinstance(opt.params, fastgd.FlatParams)
+        self.params = opt.params[0]["params"] if grouped else opt.params
+        grads = [self.params.grad] if grouped else None
+        self.take = opt.capture(grads).replay if replayed else lambda: opt.step(grads)
+        for k in range(4):
+            fill(self.params, k)
+            self.take()
+        self.start = opt.state_dict(), on_host(self.params.flat)
+        self.before = self.held()
+        self.take()
+        self.after = self.held()
+        assert self.before != self.after
+
+    def again(self):
+        """Go back to the state in front of the step, from another step: what that has left must not matter."""
+        fill(self.params, 9)
+        self.take()
+        fill(self.params, 3)
+        state, flat = self.start
+        self.params.flat.set(flat)
+        self.opt.load_state_dict(state)
+        assert self.held() == self.before
+
+    def held(self):
+        opt = self.opt
+        ema = [] if opt.ema is None else [opt.ema[0] if isinstance(opt.ema, list) else opt.ema]
+        arrays = [self.params.flat, *(e.flat for e in ema), *opt.state.values()]
+        scalars = [launch.scalar_states for launch in opt._layout.program.launches]
+        return [on_host(x).tobytes() for x in arrays], opt.t, repr(scalars)
+
+
+class StopOutside(Stop):
+    """Does not stop in `record`, where a line that leaves ``with`` is none at which Ctrl-C is raised."""
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code.co_name == "record":
+            return None
+        super().__call__(frame, event, argument)
+        return self
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    ("name", "replayed"),
+    [
+        pytest.param(n, r, id=f"{n}-{'replay' if r else 'step'}")
+        for n in INTERRUPTED
+        for r in (0, 1)
+        if (n, r) != ("skip", 1)
+    ],
+)
+def test_ctrl_c_before_any_line_leaves_no_half_step(cupy, name, replayed, again):
+    drill = Drill(name, replayed)
+    seen = set()
+    for k in count(1):
+        drill.again()
+        stop = StopOutside(k, KeyboardInterrupt(), again)
+        try:
+            with stop:
+                drill.take()
+        except KeyboardInterrupt:
+            pass
+        if stop.left > 0:
+            break
+        now = drill.held()
+        assert now in (drill.before, drill.after), f"line {k}"
+        seen.add(drill.opt.t)
+        if now == drill.before:
+            drill.take()
+        assert drill.held() == drill.after, f"line {k}"
+    assert k > 30
+    assert seen == {4, 5}
+
+
+@pytest.mark.parametrize("replayed", [False, True], ids=["step", "replay"])
+@pytest.mark.parametrize("name", ["clip", "lamb", "two launches"])
+def test_a_signal_during_any_launch_leaves_a_whole_step(cupy, name, replayed, monkeypatch):
+    """Signals are held back while C runs, as in a launch of CuPy, and come out behind it."""
+    drill = Drill(name, replayed)
+    cuda_cupy = sys.modules["fastgd.kernels.cuda_cupy"]
+    whole = cuda_cupy.run_all
+    interrupted = []
+    for k in count(0):
+        drill.again()
+        left = k
+
+        def run_all(launches):
+            nonlocal left
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+            left -= 1
+            whole(launches)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+        monkeypatch.setattr(cuda_cupy, "run_all", run_all)
+        try:
+            drill.take()
+        except KeyboardInterrupt:
+            interrupted.append(drill.opt.t)
+        if left >= 0:
+            break
+        assert len(interrupted) == k + 1
+        assert drill.held() in (drill.before, drill.after)
+        if drill.opt.t == 4:
+            drill.take()
+        assert drill.held() == drill.after
+    assert 5 in interrupted
+
+
+def test_ctrl_c_while_a_step_is_recorded(cupy):
+    params = flat("cupy")
+    opt = fastgd.AdamW(params, lr=0.1, max_norm=1.0)
+    stops = [True]
+
+    def before():
+        params.grad["w"] = 1.0
+        if stops.pop() if stops else False:
+            raise KeyboardInterrupt
+
+    captured = opt.capture(before=before)
+    untouched = everything(opt)
+    with pytest.raises(KeyboardInterrupt):
+        captured.replay()
+    assert everything(opt) == untouched
+    captured.replay()
+    captured.replay()
+    assert opt.t == 2
+    assert (params.grad["w"]._host == 1).all()
+
+
+def test_ctrl_c_while_gradients_are_accumulated(cupy):
+    def run(stop):
+        params = flat("cupy")
+        opt = fastgd.SGD(params, lr=0.1, zero_grad=True)
+        fill(params, 0)
+        opt.accumulate()
+        fill(params, 1)
+        interrupted = False
+        try:
+            with stop:
+                opt.accumulate()
+        except KeyboardInterrupt:
+            interrupted = True
+        if opt.accumulated == 1:
+            opt.accumulate()
+        assert opt.accumulated == 2
+        opt.step()
+        return interrupted, everything(opt)
+
+    _, expected = run(Stop(10**9, KeyboardInterrupt()))
+    for k in count(1):
+        stop = Stop(k, KeyboardInterrupt())
+        _, found = run(stop)
+        assert found == expected, f"line {k}"
+        if stop.left > 0:
+            break
+    assert k > 10
+
+
+def test_deepcopy_of_an_optimizer_that_replays(cupy):
+    opt = made("clip", "cupy")
+    captured = opt.capture()
+    fill(opt.params, 0)
+    captured.replay()
+    other = copy.deepcopy(opt)
+    captured.replay()
+    other.step()
+    assert everything(other) == everything(opt)
