@@ -173,6 +173,7 @@ class Optimizer:
         self._gradients: Arrays | None = None
         self._given: Any = _NOTHING  # gradients of the last step, and the objects they consist of
         self._leaves: list[Any] = []
+        self._places: list[tuple[Any, ...]] = []  # where those lie that another library lends
         _ALIVE.add(self)
 
     # ---- what can be asked
@@ -447,18 +448,19 @@ class Optimizer:
                 f"grads must be None, as {waiting} accumulated wait for this step, given {type(grads).__name__}: "
                 "add these by accumulate(grads), or drop those by zero_grad()"
             )
-        leaves = None if waiting else self._layout.targets.leaves(grads)
+        leaves, places = (None if waiting else self._layout.targets.leaves(grads)) or ([], [])
         if (
             self._gradients is None
-            or leaves is None
+            or not leaves
             or len(leaves) != len(self._leaves)
             or not all(map(operator.is_, leaves, self._leaves))
+            or places != self._places
         ):
             self._leaves, self._given, self._gradients = [], _NOTHING, None
             gradients = self._accumulated_or(grads, writeable=self._settings.zero_grad)
             self._layout.bind_gradients(gradients)
             self._gradients = gradients
-            self._leaves = leaves or []
+            self._leaves, self._places = leaves, places
         # A list or dict may hold other arrays next time, and a sum is spent.
         self._given = grads if leaves and (grads is None or is_own(grads)) else _NOTHING
 
@@ -507,8 +509,8 @@ class Optimizer:
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             if before is not None and self._layout.targets.foreign:
                 raise HyperparameterError(
-                    f"before must be None for parameters of another library, which would launch on a stream that is not "
-                    f"captured, given {before!r}: have its own graph compute the gradients"
+                    "before must be None for parameters of another library, which would launch on a stream that is "
+                    f"not captured, given {before!r}: have its own graph compute the gradients"
                 )
             return CapturedStep(self._replay, gradients, before)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastgd.flat import Block, FlatParams, Segment, extent, lay_out
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.errors import ArrayError
-from fastgd.memory import address, any_on_gpu, as_array, copy_into, is_own, to_host
+from fastgd.memory import address, any_on_gpu, as_array, copy_into, is_own, place, refuse_other_stream, to_host
 
 
 class Arrays(NamedTuple):
@@ -155,11 +155,8 @@ class Targets:
             raise ArrayError("params must lie in one memory, given arrays on the host and on a GPU")
         self.gpu = any(any_on_gpu(form.given) for form in forms)
         self.device: int | None = self.parameters.arrays[0].device.id if True in memories else None
-        self.foreign = [
-            (value, address(as_array(value, "params")))
-            for value in (leaf for form in self._forms for leaf in form.leaves())
-            if not is_own(value)
-        ]
+        lent = [leaf for form in self._forms for leaf in form.leaves() if not is_own(leaf)]
+        self.foreign = [(value, address(as_array(value, "params")), place(value)) for value in lent]
         self._taken: list[tuple[int, int, str]] = []
         self.take("params", self.parameters.arrays)
         n = len(self.segments)
@@ -228,24 +225,34 @@ class Targets:
         ArrayError
             If one of them lies elsewhere now.
         """
-        for value, before in self.foreign:
+        if self.gpu and self.foreign:
+            refuse_other_stream(self.foreign[0][0], "params")
+        for value, before, there in self.foreign:
+            if there is not None and place(value) == there:
+                continue
             if address(as_array(value, "params")) != before:
                 raise ArrayError(
                     f"params must stay where they are, given a {type(value).__name__} that has been moved in memory "
                     "since the optimizer was built: build a new one"
                 )
 
-    def leaves(self, grads: Any) -> list[Any] | None:
-        """Objects that `grads` is made of, to tell whether they are those of the last step; None if it is malformed."""
+    def leaves(self, grads: Any) -> tuple[list[Any], list[tuple[Any, ...]]] | None:
+        """Tell what `grads` is made of, to find out whether that is what the last step had; None where nothing tells.
+
+        Returns
+        -------
+        tuple of list
+            The objects, and where those lie that only lend their memory, and may have other memory at the next step.
+        """
         if grads is None:
-            return [grads]
+            return [grads], []
         if self._single:
             grads = [grads]
         if not isinstance(grads, list | tuple) or len(grads) != len(self._forms):
             return None
         found: list[Any] = []
         for form, value in zip(self._forms, grads, strict=True):
-            if is_own(value) and form.keys is None:
+            if form.keys is None and not isinstance(value, Mapping | list | tuple):
                 found.append(value)
             elif isinstance(value, Mapping) and isinstance(form.given, Mapping) and value.keys() == form.given.keys():
                 found += [value[key] for key in form.given]
@@ -257,8 +264,13 @@ class Targets:
                 found += value
             else:
                 return None
-        # what only lends its memory, as a tensor does, may have other memory at the next step
-        return found if all(map(is_own, found)) else None
+        lent = [value for value in found if not is_own(value)]
+        places = [there for there in map(place, lent) if there is not None]
+        if len(places) < len(lent):
+            return None
+        if self.gpu and lent:
+            refuse_other_stream(lent[0], "grads")
+        return found, places
 
     def gradients(self, grads: Any, *, writeable: bool) -> Arrays:
         """Take what mirrors the parameters; None stands for their own ``grad``.

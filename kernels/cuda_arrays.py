@@ -50,8 +50,7 @@ def _lent(value: Any, what: str, writeable: bool) -> Any:
     library = type(value).__module__.partition(".")[0]
     if writeable and library in _IMMUTABLE:
         raise ArrayError(f"{what} must be writeable, given a {type(value).__name__} of {library}, which is immutable")
-    if library == "torch":
-        _refuse_other_stream(value, what)
+    refuse_other_stream(value, what)
     try:
         if hasattr(value, "__dlpack__"):
             return cupy.from_dlpack(value)
@@ -64,8 +63,16 @@ def _lent(value: Any, what: str, writeable: bool) -> Any:
         ) from error
 
 
-def _refuse_other_stream(tensor: Any, what: str) -> None:
-    """Refuse a tensor whose work torch would order on another stream than that of the step."""
+def refuse_other_stream(tensor: Any, what: str) -> None:
+    """Refuse a tensor whose work torch would order on another stream than that of the step.
+
+    Raises
+    ------
+    ArrayError
+        If it would; not for arrays of other libraries.
+    """
+    if type(tensor).__module__.partition(".")[0] != "torch":
+        return
     torch = sys.modules["torch"]
     theirs, ours = torch.cuda.current_stream(tensor.device).cuda_stream, cupy.cuda.get_current_stream().ptr
     if theirs != ours and not {theirs, ours} <= {0, 1}:  # two names of the legacy default stream

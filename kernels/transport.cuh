@@ -1,8 +1,9 @@
 // What carries a rule's arithmetic over memory: the loop of every sweep, and its sums in their one fixed shape. NVRTC
 // compiles it with the printed rule; so does g++, for tests.
 //
-// It needs no header; in front stands how many threads a block has, FGD_THREADS. Whoever compiles it switches contraction and flush-to-zero off, and IEEE division and root on:
-// the results are then those of every other backend, bit for bit.
+// It needs no header; in front stands how many threads a block has, FGD_THREADS. Whoever compiles it switches
+// contraction and flush-to-zero off, and IEEE division and root on: the results are then those of every other backend,
+// bit for bit.
 
 typedef long long i64;
 
