@@ -26,7 +26,7 @@ def markdown(report: dict[str, Any]) -> str:
     """Set every row in a table, the machine under each."""
     parts = ["# fastgd bench\n"]
     for title, cells in tables(report):
-        parts += [f"## {title}\n", _table(cells), f"{machine_line(report)}\n"]
+        parts += [f"## {title}\n", table(COLUMNS, cells), f"{machine_line(report)}\n"]
     return "\n".join(parts)
 
 
@@ -89,7 +89,8 @@ def _cells(row: dict[str, Any], own: float | None, limit: float) -> tuple[str, .
     )
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Set rows of text in a table of Markdown, numbers to the right of the first column."""
+    lines = ["| " + " | ".join(columns) + " |", "|---" + "|--:" * (len(columns) - 1) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -35,15 +35,17 @@ class Worker:
         Its name.
     threads
         Most threads that the peer may use.
+    module
+        What is run there.
     """
 
-    def __init__(self, peer: str, threads: int) -> None:
+    def __init__(self, peer: str, threads: int, module: str = "fastgd.bench.worker") -> None:
         self.peer = peer
         self._threads = threads
         pools = ("OMP", "MKL", "OPENBLAS", "NUMBA", "NUMEXPR", "NUMEXPR_MAX")
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fastgd.bench.worker", str(threads)],
+            [sys.executable, "-m", module, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -71,9 +73,13 @@ class Worker:
         last = ["", *self._errors.read().strip().splitlines()][-1]
         return {"skipped": f"its process ended with status {status}" + (f": {last}" if last else "")}
 
-    def stop(self) -> None:
-        """End the process."""
+    def kill(self) -> None:
+        """End the process, from any thread; `answer` says so."""
         self._process.kill()
+
+    def stop(self) -> None:
+        """End the process, and let go of it."""
+        self.kill()
         self._process.communicate()
         self._errors.close()
 

@@ -430,7 +430,7 @@ class CupyClip:
         arguments: tuple[Any, ...] = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
         arguments += (narrow, len(narrow), wide, len(wide))
         self._launch = partial(kernel, (1,), (THREADS,), arguments)
-        self._cells = cells
+        self._cells = cells  # last: what ran out of memory above is done again
 
     def upload(self, **values: float) -> None:
         """Send what the factor is made of."""

@@ -48,3 +48,7 @@ def numbers(rng, size, dtype, special=0.0):
         chosen = rng.random(size) < special
         x[chosen] = rng.choice(np.array(values, dtype), int(chosen.sum()))
     return x
+
+
+def pytest_addoption(parser):
+    parser.addoption("--require-gpu", action="store_true", help="fail where a test would be skipped without a GPU")

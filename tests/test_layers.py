@@ -57,7 +57,7 @@ STANDARD_ONLY = (
 )
 OWNERS = {
     "numba": {"kernels.cpu", "kernels.cpu_cache", "kernels.cpu_threads", "kernels.cpu_device", "bench.roofline"},
-    "cupy": {"kernels.cuda_arrays", "kernels.cuda_cupy"},
+    "cupy": {"kernels.cuda_arrays", "kernels.cuda_cupy", "bench.gpu_bits", "bench.gpu_run", "bench.gpu_timing"},
     "cuda": {"kernels.cubin"},
 }
 
