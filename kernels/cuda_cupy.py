@@ -412,7 +412,6 @@ class CupyClip:
         """Say where the factor goes: addresses of numbers of the parameters' dtype, and of float64."""
         if self._cells is cells:
             return
-        self._cells = cells
         sums = self._sums.summed
         assert sums is not None
         text = between_source(
@@ -431,6 +430,7 @@ class CupyClip:
         arguments: tuple[Any, ...] = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
         arguments += (narrow, len(narrow), wide, len(wide))
         self._launch = partial(kernel, (1,), (THREADS,), arguments)
+        self._cells = cells  # not before: a compiler or memory may have failed
 
     def upload(self, **values: float) -> None:
         """Send what the factor is made of."""
