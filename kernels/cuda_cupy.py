@@ -70,23 +70,29 @@ def run_all(launches: Sequence[Launch]) -> None:
     deque(map(operator.call, launches), maxlen=0)
 
 
-def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> tuple[Any, Any]:
+def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> tuple[Any, list[Any]]:
     """Record launches in a graph, behind what `before` launches; nothing of it is run.
 
     Returns
     -------
     graph
     memory
-        Pool of the arrays that `before` makes on its way: the graph uses them, so it must live as long.
+        Of the arrays that `before` makes on its way: the graph uses it, so it must not go back to a pool before that.
     """
-    memory = cupy.cuda.MemoryPool()
+    memory: list[Any] = []
+    allocate = cupy.cuda.get_allocator()
+
+    def keep(size: int) -> Any:
+        memory.append(allocate(size))
+        return memory[-1]
+
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()  # what was allocated or sent there must be there
     with stream:
         try:
             stream.begin_capture()
             if before is not None:
-                with cupy.cuda.using_allocator(memory.malloc):
+                with cupy.cuda.using_allocator(keep):
                     before()
             run_all(launches)
         except BaseException:

@@ -6,9 +6,11 @@ On a stand-in for CuPy whose device is the host; its kernels are the CUDA C++ th
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import signal
 import sys
+import weakref
 from itertools import count
 
 import fake_cupy
@@ -429,6 +431,36 @@ def test_fit_on_data_of_the_gpu(cupy, batch_size):
     loss, *_, best, _ = both(cupy, run)
     assert loss[-1] < loss[0]
     assert 0 < best <= 12
+
+
+def test_what_before_makes_on_its_way_lives_as_long_as_the_graph(cupy):
+    params = flat("cupy")
+    opt = fastgd.AdamW(params)
+    pointers = []
+
+    def before():
+        on_the_way = params.flat * 2.0
+        pointers.append(weakref.ref(on_the_way.pointer))
+        params.grad.flat[...] = on_the_way
+
+    captured = opt.capture(before=before)
+    captured.replay()
+    gc.collect()
+    assert pointers[0]() is not None
+    del captured
+    gc.collect()
+    assert pointers[0]() is None
+
+
+def test_each_tail_of_a_schedule_keeps_its_graph(cupy):
+    params = flat("cupy")
+    opt = fastgd.AdamW(params, lookahead=(2, 0.5))
+    calls = []
+    captured = opt.capture(before=lambda: calls.append(opt.t))
+    fake_cupy.waits.clear()
+    for _ in range(12):
+        captured.replay()
+    assert calls == [0, 1] and len(fake_cupy.waits) <= 2  # once for each of both programs
 
 
 def test_fit_ends_before_a_step_when_the_loss_is_not_finite(cupy):
