@@ -152,6 +152,17 @@ def architectures() -> tuple[str, ...]:
     return tuple(str(arch) for arch in nvrtc.nvrtcGetSupportedArchs()[1][:count])
 
 
+def closest(arch: str) -> str:
+    """Give an architecture that the compiler knows and whose machine code runs on another, newer one of its family.
+
+    Where there is none the given one comes back, which `cubin` then refuses by its name.
+    """
+    known = architectures()
+    family, number = arch[:-1], arch[-1]
+    older = [a for a in known if a[:-1] == family and a[-1] < number]
+    return arch if arch in known or not older else max(older)
+
+
 def _compiled(text: str, arch: str, label: str, form: str) -> bytes:
     nvrtc = _nvrtc()
     if arch not in architectures():

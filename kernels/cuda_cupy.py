@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.kernels.blocks import HI, LO, SEGMENT, SUM_BLOCK, Where, block_counts, branches, tiles
-from fastgd.kernels.cubin import cubin
+from fastgd.kernels.cubin import closest, cubin
 from fastgd.kernels.cuda_source import (
     CARRIED,
     FOLDED,
@@ -44,7 +44,7 @@ Launch = Callable[[], object]
 def _properties(device: int) -> tuple[str, int]:
     """Architecture of a device, as a cubin is made for it, and number of its processors."""
     found = cupy.cuda.Device(device)
-    return found.compute_capability, found.attributes["MultiProcessorCount"]
+    return closest(found.compute_capability), found.attributes["MultiProcessorCount"]
 
 
 @cache

@@ -216,3 +216,9 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(BackendUnavailable, match="nvnothing is not installed; pip install nvidia-cuda-nvnothing"):
         monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
         cubin.tool("nvnothing")
+
+
+def test_a_newer_device_of_a_family_is_given_its_elder_s_machine_code(monkeypatch):
+    monkeypatch.setattr(cubin, "architectures", lambda: ("75", "80", "86", "90", "100"))
+    given = {"75": "75", "87": "86", "89": "86", "90": "90", "103": "100", "121": "121", "70": "70"}
+    assert {arch: cubin.closest(arch) for arch in given} == given

@@ -515,6 +515,7 @@ def installed(monkeypatch):
     from fastgd.kernels import cubin
 
     monkeypatch.setattr(cubin, "cubin", lambda text, arch, label: gxx.build(text, SANITIZED))
+    monkeypatch.setattr(cubin, "closest", lambda arch: arch)  # which would ask NVRTC
     monkeypatch.setattr(backend, "_SERVING", {"cupy"})
     global allocations_left
     waits.clear()
