@@ -256,6 +256,43 @@ class HostMaker:
         return None
 
 
+class _CupyMaker:
+    """Makes sweeps over arrays of a GPU."""
+
+    def __call__(
+        self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
+    ) -> SweepOnArrays:
+        from fastgd.kernels.cuda_cupy import CupySweep
+
+        return CupySweep(sweep, sizes, rows, scalars, label)
+
+    def between(
+        self,
+        plan: Plan,
+        groups: int,
+        group_of: NDArray[np.int64],
+        summed: NDArray[np.float64],
+        starts: dict[str, NDArray[np.float64]],
+        sweeps: Sequence[Any],
+        rows: Sequence[NDArray[Any]],
+        label: str,
+    ) -> Between:
+        from fastgd.kernels.cuda_between import CupyBetween
+
+        return CupyBetween(plan, groups, group_of, summed, starts, sweeps, label)
+
+    def matrix(self, title: str) -> None:
+        raise HyperparameterError(
+            f"{title} works on whole matrices, which backend 'cupy' does not serve yet: move the parameters to the "
+            "host, or take a rule of elements such as AdamW"
+        )
+
+    def clip(self, sweep: Any, function: Sweep, dtype: np.dtype[Any]) -> Any:
+        from fastgd.kernels.cuda_between import CupyClip
+
+        return CupyClip(sweep, function, dtype)
+
+
 def maker(backend: Backend, threads: int | None) -> Maker:
     """Give what makes sweeps on a backend; its library is loaded here and not before.
 
@@ -271,9 +308,7 @@ def maker(backend: Backend, threads: int | None) -> Maker:
 
         return HostMaker(NumpySweep)
     if backend == "cupy":
-        from fastgd.kernels.cuda_cupy import CupyMaker
-
-        return CupyMaker()
+        return _CupyMaker()
     from fastgd.kernels.cpu import CpuSweep
     from fastgd.kernels.cpu_threads import available_threads, config
 

@@ -1,4 +1,4 @@
-"""The cupy backend: every sweep, and what is between sweeps, as CUDA kernels on CuPy's current stream.
+"""The cupy backend: kernels of CUDA C++ on CuPy's current stream, and every sweep as launches of them.
 
 Nothing here waits for the device but what is asked for its sums. The numbers of a step travel as an argument of a
 launch, so that no memory of the host is read when the step has returned.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from itertools import pairwise
@@ -25,19 +25,15 @@ from fastgd.kernels.cuda_source import (
     FOLDED,
     THREADS,
     VECTOR,
-    between_source,
     entry,
     service_source,
-    sources_between,
     sweep_source,
 )
-from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import Sweep
-from fastgd.kernels.plan import Plan
 
 BLOCKS_PER_PROCESSOR = 16  # more than run at once, so that none waits long for the last
 
-Launch = Callable[[], object]
+Call = Callable[[], object]
 
 
 @cache
@@ -52,25 +48,26 @@ def _module(text: str, label: str, arch: str) -> Any:
     return cupy.RawModule(path=str(cubin(text, arch, label)))
 
 
-def _function(text: str, label: str, name: str) -> Any:
-    """Kernel of a translation unit for the current device, loaded."""
+def kernel(text: str, label: str, name: str) -> Any:
+    """Give a kernel of a translation unit for the current device, loaded."""
     arch, _ = _properties(cupy.cuda.Device().id)
     function = _module(text, label, arch).get_function(name)
     function.num_regs  # noqa: B018  # loads it, which would otherwise be done at the first launch
     return function
 
 
-def _grid(blocks: int) -> tuple[int]:
+def grid(blocks: int) -> tuple[int]:
+    """Give how many blocks are launched for work of so many."""
     _, processors = _properties(cupy.cuda.Device().id)
     return (min(blocks, processors * BLOCKS_PER_PROCESSOR),)
 
 
-def run_all(launches: Sequence[Launch]) -> None:
+def run_all(launches: Sequence[Call]) -> None:
     """Call launches one behind the other, in one call of C: Ctrl-C is raised behind the last and not in between."""
     deque(map(operator.call, launches), maxlen=0)
 
 
-def record(before: Callable[[], object] | None, launches: Sequence[Launch]) -> tuple[Any, list[Any]]:
+def record(before: Callable[[], object] | None, launches: Sequence[Call]) -> tuple[Any, list[Any]]:
     """Record launches in a graph, behind what `before` launches; nothing of it is run.
 
     Returns
@@ -120,8 +117,8 @@ class Carried:
         # what launches take along: the driver has copied it when a launch returns
         taken = np.zeros(-(-host.nbytes // CARRIED) * CARRIED, np.uint8)
         self._taken = memoryview(taken.data)
-        self._puts: list[Launch] = []
-        put: Any = _function(service_source(), "service", "fgd_put") if words else None
+        self._puts: list[Call] = []
+        put: Any = kernel(service_source(), "service", "fgd_put") if words else None
         for start in range(0, words, CARRIED // 8):
             # an array of one element is handed over by value
             value = taken[8 * start : 8 * start + CARRIED].view(f"V{CARRIED}")
@@ -150,8 +147,8 @@ class _Sums:
         first = block_counts(sizes).tolist()
         self.columns = columns
         self.blocks = cupy.zeros((first[-1], columns), np.float64)
-        self.launches: list[Launch] = []
-        self._add = _function(service_source(), "service", "fgd_add")
+        self.launches: list[Call] = []
+        self._add = kernel(service_source(), "service", "fgd_add")
         self.segments = self._added(self.blocks, list(pairwise(first)))
         self.total = self._added(self.segments, [(0, len(sizes))]) if total and len(sizes) != 1 else self.segments
 
@@ -160,7 +157,7 @@ class _Sums:
             table, out = cupy.asarray(parts), cupy.zeros((max(1, len(parts)), self.columns), np.float64)
             if len(parts):
                 arguments = (numbers, table, len(parts), self.columns, out)
-                self.launches.append(partial(self._add, _grid(len(parts)), (THREADS,), arguments))
+                self.launches.append(partial(self._add, grid(len(parts)), (THREADS,), arguments))
             numbers = out
         return numbers
 
@@ -181,11 +178,11 @@ class CupySweep:
         self._bound: dict[str, Sequence[Any]] = {}
         self.summed = _Sums(sizes, len(sweep.sums), total=sweep.level == "total") if sweep.sums else None
         self._runs = np.zeros((), np.int64)
-        self.count: Launch = partial(np.add, self._runs, 1, self._runs)
+        self.count: Call = partial(np.add, self._runs, 1, self._runs)
         """Counts a run; it must stand behind the launches, with nothing that could part them."""
-        self._before: list[Launch] = []
-        self._launches: list[Launch] = []
-        self._counted: list[Launch] = []
+        self._before: list[Call] = []
+        self._launches: list[Call] = []
+        self._counted: list[Call] = []
         self._is_laid_out = self._is_bound_anew = False
 
     @property
@@ -222,16 +219,16 @@ class CupySweep:
         launches = []
         width = VECTOR // self.dtype.itemsize  # of sums, as many tiles are done by one block
         for (kind, teams), table in zip((("vector", width), ("scalar", 1)), self._parted(), strict=True):
-            function = _function(text, self._label, entry(self._label, self.sweep, kind))
+            function = kernel(text, self._label, entry(self._label, self.sweep, kind))
             if len(table):
                 arguments = (self._addresses.memory, self.rows.memory, cupy.asarray(table), len(table), sums)
                 blocks = -(-len(table) // teams) if self.sweep.sums else len(table)
-                launches.append(partial(function, _grid(blocks), (THREADS,), arguments))
+                launches.append(partial(function, grid(blocks), (THREADS,), arguments))
         self._launches = [*self._before, *launches, *(self.summed.launches if self.summed else ())]
         self._counted = [*self._launches, self.count]
         self._is_laid_out = True  # not before: a compiler or memory may have failed
 
-    def put_before(self, launches: list[Launch]) -> None:
+    def put_before(self, launches: list[Call]) -> None:
         """Have launches in front of the sweep's own, as a part of it."""
         self._before = launches
         self._is_laid_out = False
@@ -264,13 +261,13 @@ class CupySweep:
         self.rows.upload()
 
     @property
-    def launches(self) -> list[Launch]:
+    def launches(self) -> list[Call]:
         """What `run` launches, in a list that is replaced when it changes."""
         self.prepare()
         return self._launches
 
     def run(self) -> None:
-        """Launch the update of the arrays; nothing waits for it."""
+        """Call the update of the arrays; nothing waits for it."""
         self.prepare()
         self.upload()
         run_all(self._counted)
@@ -290,209 +287,3 @@ class CupySweep:
         assert self.summed is not None and self.sweep.level == "total"
         total: NDArray[np.float64] = self.summed.total.get()[0]
         return total
-
-
-class Scalars(MutableMapping[str, NDArray[np.float64]]):
-    """Scalar states on the device, by name; read and set as arrays of the host."""
-
-    def __init__(self, starts: dict[str, NDArray[np.float64]]) -> None:
-        self._names = list(starts)
-        self.array = cupy.asarray(np.array([*starts.values()], np.float64) if starts else np.zeros((0, 1)))
-
-    def __getitem__(self, name: str) -> NDArray[np.float64]:
-        if name not in self._names:
-            raise KeyError(name)
-        values: NDArray[np.float64] = self.array[self._names.index(name)].get()
-        return values
-
-    def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
-        self.array[self._names.index(name)].set(np.ascontiguousarray(values, np.float64))
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("scalar states are fixed by the rule")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class CupyBetween:
-    """What is computed between two sweeps, where the sums are; see `fastgd.kernels.between.HostBetween`."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        groups: int,
-        group_of: NDArray[np.int64],
-        summed: NDArray[np.float64],
-        starts: dict[str, NDArray[np.float64]],
-        sweeps: Sequence[CupySweep],
-        label: str,
-    ) -> None:
-        first, last = sweeps
-        assert plan.combine is not None and first.summed is not None
-        self.prepared = plan.given
-        self.states = Scalars(starts)
-        self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
-        self.given = Carried(np.zeros((groups, len(self._columns))))
-        self._arguments = (plan, label, group_of, summed, first, last)
-        self._is_ready = False
-
-    def cells(self, name: str) -> list[int]:
-        """Addresses of what is given for each group under a name, float64."""
-        if name not in self.prepared:
-            return []
-        return self.given.cells(self._columns.index(name))
-
-    def prepare(self) -> None:
-        """Compile the kernels and put their launches in front of the sweeps'."""
-        if self._is_ready:
-            return
-        plan, label, group_of, summed, first, last = self._arguments
-        assert plan.combine is not None and first.summed is not None
-        per_segment = plan.level == "per_segment"
-        sums = first.summed.segments if per_segment else first.summed.total
-        sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
-        every_group = cupy.asarray(np.arange(len(self.given.host)))
-        sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
-
-        def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Launch:
-            kernel = _function(sources[function.name], label, entry(label, function, "scalars"))
-            blocks = -(-len(groups) // THREADS) if per_segment else 1
-            arguments = (
-                sums,
-                sizes,
-                self.states.array,
-                self.given.memory,
-                groups,
-                sweep.rows.memory,
-                len(groups),
-            )
-            return partial(kernel, _grid(max(1, blocks)), (THREADS,), arguments)
-
-        if plan.derive:
-            first.put_before([launch(plan.derive, first, every_group, False)])
-        last.put_before([launch(plan.combine, last, groups_of, per_segment)])
-        self._is_ready = True
-
-    def put(self, index: int, values: Any) -> None:
-        """Take what is prepared for a group."""
-        for column, name in enumerate(self.prepared):
-            self.given.host[index, column] = values[name]
-
-    def begin(self) -> None:
-        """Send what is given; the kernels in front of the sweeps do the rest."""
-        self.prepare()
-        self.given.upload()
-
-    def combine(self) -> None:
-        """Do nothing: the kernel is launched with the last sweep."""
-
-    def keep(self) -> None:
-        """Do nothing: the kernel has stored the states."""
-
-    def share(self, other: Any) -> None:
-        """Keep the states together with another one."""
-        self.states, self._is_ready = other.states, False
-
-
-class CupyClip:
-    """The gradient's norm, and the factor that clips it, put where the sweeps of a step read it; nobody waits."""
-
-    def __init__(self, sweep: CupySweep, function: Sweep, dtype: np.dtype[Any]) -> None:
-        assert sweep.summed is not None
-        self._sums = sweep
-        self._function = function
-        self._given = Carried(np.zeros((1, len(self._function.scalars))))
-        self._results = cupy.zeros(len(self._function.writes), np.float64)
-        self._one = cupy.asarray(np.ones(1))
-        self._zero = cupy.zeros(1, np.int64)
-        self._dtype = dtype
-        self._cells: tuple[Sequence[int], Sequence[int]] | None = None
-        self._launch: Launch | None = None
-        self._launches: list[Launch] = []
-
-    def aim(self, cells: tuple[Sequence[int], Sequence[int]]) -> None:
-        """Say where the factor goes: addresses of numbers of the parameters' dtype, and of float64."""
-        if self._cells is cells:
-            return
-        sums = self._sums.summed
-        assert sums is not None
-        text = between_source(
-            self._function,
-            self._dtype.name,  # type: ignore[arg-type]
-            "gradient",
-            sums=tuple(self._sums.sweep.sums),
-            states=tuple(self._function.writes),
-            given=self._function.scalars,
-            spread="gscale",
-        )
-        kernel = _function(text, "gradient", entry("gradient", self._function, "scalars"))
-        narrow, wide = (cupy.asarray(np.array(addresses, np.int64)) for addresses in cells)
-        given = self._given.memory
-        no_rows = 0
-        arguments: tuple[Any, ...] = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
-        arguments += (narrow, len(narrow), wide, len(wide))
-        self._launch = partial(kernel, (1,), (THREADS,), arguments)
-        self._cells = cells  # last: what ran out of memory above is done again
-
-    def upload(self, **values: float) -> None:
-        """Send what the factor is made of."""
-        for column, name in enumerate(self._function.scalars):
-            self._given.host[0, column] = values[name]
-        self._given.upload()
-        self._sums.prepare()
-        self._sums.upload()
-
-    @property
-    def launches(self) -> list[Launch]:
-        """What `run` launches, in a list that is replaced when it changes."""
-        assert self._launch is not None
-        launches = [*self._sums.launches, self._launch]
-        if self._launches != launches:
-            self._launches = launches
-        return self._launches
-
-    def run(self) -> None:
-        """Launch the norm and the factor, behind what brings the sweeps' scalars up to date."""
-        run_all(self.launches)
-
-    def norm(self) -> float:
-        """Wait for the norm of the last run."""
-        return float(self._results[list(self._function.writes).index("norm")])
-
-
-class CupyMaker:
-    """Makes sweeps over arrays of a GPU; see `fastgd.backend.Maker`."""
-
-    def __call__(  # noqa: D102  # as of Maker
-        self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
-    ) -> CupySweep:
-        return CupySweep(sweep, sizes, rows, scalars, label)
-
-    def between(
-        self,
-        plan: Plan,
-        groups: int,
-        group_of: NDArray[np.int64],
-        summed: NDArray[np.float64],
-        starts: dict[str, NDArray[np.float64]],
-        sweeps: Sequence[Any],
-        rows: Sequence[NDArray[Any]],
-        label: str,
-    ) -> CupyBetween:
-        """Make what is computed between two sweeps."""
-        return CupyBetween(plan, groups, group_of, summed, starts, sweeps, label)
-
-    def matrix(self, title: str) -> None:
-        """Refuse a matrix rule."""
-        raise HyperparameterError(
-            f"{title} works on whole matrices, which backend 'cupy' does not serve yet: move the parameters to the "
-            "host, or take a rule of elements such as AdamW"
-        )
-
-    def clip(self, sweep: CupySweep, function: Sweep, dtype: np.dtype[Any]) -> CupyClip:
-        """Make the clip of a gradient."""
-        return CupyClip(sweep, function, dtype)

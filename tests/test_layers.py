@@ -22,7 +22,7 @@ LAYERS = [
     ["kernels.cpu_cache", "kernels.cpu_threads", "kernels.cubin"],
     ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_arrays", "kernels.reference"],
     ["kernels.between", "kernels.matrix_sweep"],
-    ["kernels.cuda_cupy"],
+    ["kernels.cuda_cupy", "kernels.cuda_between"],
     ["checks"],
     ["backend"],
     ["memory"],
@@ -57,7 +57,14 @@ STANDARD_ONLY = (
 )
 OWNERS = {
     "numba": {"kernels.cpu", "kernels.cpu_cache", "kernels.cpu_threads", "kernels.cpu_device", "bench.roofline"},
-    "cupy": {"kernels.cuda_arrays", "kernels.cuda_cupy", "bench.gpu_bits", "bench.gpu_run", "bench.gpu_timing"},
+    "cupy": {
+        "kernels.cuda_arrays",
+        "kernels.cuda_between",
+        "kernels.cuda_cupy",
+        "bench.gpu_bits",
+        "bench.gpu_run",
+        "bench.gpu_timing",
+    },
     "cuda": {"kernels.cubin"},
 }
 

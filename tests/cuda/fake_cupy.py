@@ -466,7 +466,11 @@ class RawModule:
 # ---- in the place of CuPy ----------------------------------------------------------------------------------------
 
 
-_BOUND = ("fastgd.kernels.cuda_arrays", "fastgd.kernels.cuda_cupy")  # modules that have imported CuPy
+_BOUND = (
+    "fastgd.kernels.cuda_arrays",
+    "fastgd.kernels.cuda_between",
+    "fastgd.kernels.cuda_cupy",
+)  # modules that have imported CuPy
 
 
 def module():

@@ -1,0 +1,188 @@
+"""What is computed between the sweeps of a step on a GPU: kernels of float64 that make scalars of sums and states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from functools import partial
+from typing import Any
+
+import cupy
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd.kernels.cuda_cupy import Call, Carried, CupySweep, grid, kernel, run_all
+from fastgd.kernels.cuda_source import THREADS, between_source, entry, sources_between
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.plan import Plan
+
+
+class Scalars(MutableMapping[str, NDArray[np.float64]]):
+    """Scalar states on the device, by name; read and set as arrays of the host."""
+
+    def __init__(self, starts: dict[str, NDArray[np.float64]]) -> None:
+        self._names = list(starts)
+        self.array = cupy.asarray(np.array([*starts.values()], np.float64) if starts else np.zeros((0, 1)))
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        if name not in self._names:
+            raise KeyError(name)
+        values: NDArray[np.float64] = self.array[self._names.index(name)].get()
+        return values
+
+    def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
+        self.array[self._names.index(name)].set(np.ascontiguousarray(values, np.float64))
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("scalar states are fixed by the rule")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class CupyBetween:
+    """What is computed between two sweeps, where the sums are; see `fastgd.kernels.between.HostBetween`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        groups: int,
+        group_of: NDArray[np.int64],
+        summed: NDArray[np.float64],
+        starts: dict[str, NDArray[np.float64]],
+        sweeps: Sequence[CupySweep],
+        label: str,
+    ) -> None:
+        first, last = sweeps
+        assert plan.combine is not None and first.summed is not None
+        self.prepared = plan.given
+        self.states = Scalars(starts)
+        self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
+        self.given = Carried(np.zeros((groups, len(self._columns))))
+        self._arguments = (plan, label, group_of, summed, first, last)
+        self._is_ready = False
+
+    def cells(self, name: str) -> list[int]:
+        """Addresses of what is given for each group under a name, float64."""
+        if name not in self.prepared:
+            return []
+        return self.given.cells(self._columns.index(name))
+
+    def prepare(self) -> None:
+        """Compile the kernels and put their launches in front of the sweeps'."""
+        if self._is_ready:
+            return
+        plan, label, group_of, summed, first, last = self._arguments
+        assert plan.combine is not None and first.summed is not None
+        per_segment = plan.level == "per_segment"
+        sums = first.summed.segments if per_segment else first.summed.total
+        sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
+        every_group = cupy.asarray(np.arange(len(self.given.host)))
+        sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
+
+        def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Call:
+            made = kernel(sources[function.name], label, entry(label, function, "scalars"))
+            blocks = -(-len(groups) // THREADS) if per_segment else 1
+            arguments = (
+                sums,
+                sizes,
+                self.states.array,
+                self.given.memory,
+                groups,
+                sweep.rows.memory,
+                len(groups),
+            )
+            return partial(made, grid(max(1, blocks)), (THREADS,), arguments)
+
+        if plan.derive:
+            first.put_before([launch(plan.derive, first, every_group, False)])
+        last.put_before([launch(plan.combine, last, groups_of, per_segment)])
+        self._is_ready = True
+
+    def put(self, index: int, values: Any) -> None:
+        """Take what is prepared for a group."""
+        for column, name in enumerate(self.prepared):
+            self.given.host[index, column] = values[name]
+
+    def begin(self) -> None:
+        """Send what is given; the kernels in front of the sweeps do the rest."""
+        self.prepare()
+        self.given.upload()
+
+    def combine(self) -> None:
+        """Do nothing: the kernel is launched with the last sweep."""
+
+    def keep(self) -> None:
+        """Do nothing: the kernel has stored the states."""
+
+    def share(self, other: Any) -> None:
+        """Keep the states together with another one."""
+        self.states, self._is_ready = other.states, False
+
+
+class CupyClip:
+    """The gradient's norm, and the factor that clips it, put where the sweeps of a step read it; nobody waits."""
+
+    def __init__(self, sweep: CupySweep, function: Sweep, dtype: np.dtype[Any]) -> None:
+        assert sweep.summed is not None
+        self._sums = sweep
+        self._function = function
+        self._given = Carried(np.zeros((1, len(self._function.scalars))))
+        self._results = cupy.zeros(len(self._function.writes), np.float64)
+        self._one = cupy.asarray(np.ones(1))
+        self._zero = cupy.zeros(1, np.int64)
+        self._dtype = dtype
+        self._cells: tuple[Sequence[int], Sequence[int]] | None = None
+        self._launch: Call | None = None
+        self._launches: list[Call] = []
+
+    def aim(self, cells: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Say where the factor goes: addresses of numbers of the parameters' dtype, and of float64."""
+        if self._cells is cells:
+            return
+        sums = self._sums.summed
+        assert sums is not None
+        text = between_source(
+            self._function,
+            self._dtype.name,  # type: ignore[arg-type]
+            "gradient",
+            sums=tuple(self._sums.sweep.sums),
+            states=tuple(self._function.writes),
+            given=self._function.scalars,
+            spread="gscale",
+        )
+        made = kernel(text, "gradient", entry("gradient", self._function, "scalars"))
+        narrow, wide = (cupy.asarray(np.array(addresses, np.int64)) for addresses in cells)
+        given = self._given.memory
+        no_rows = 0
+        arguments: tuple[Any, ...] = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
+        arguments += (narrow, len(narrow), wide, len(wide))
+        self._launch = partial(made, (1,), (THREADS,), arguments)
+        self._cells = cells  # last: what ran out of memory above is done again
+
+    def upload(self, **values: float) -> None:
+        """Send what the factor is made of."""
+        for column, name in enumerate(self._function.scalars):
+            self._given.host[0, column] = values[name]
+        self._given.upload()
+        self._sums.prepare()
+        self._sums.upload()
+
+    @property
+    def launches(self) -> list[Call]:
+        """What `run` launches, in a list that is replaced when it changes."""
+        assert self._launch is not None
+        launches = [*self._sums.launches, self._launch]
+        if self._launches != launches:
+            self._launches = launches
+        return self._launches
+
+    def run(self) -> None:
+        """Call the norm and the factor, behind what brings the sweeps' scalars up to date."""
+        run_all(self.launches)
+
+    def norm(self) -> float:
+        """Wait for the norm of the last run."""
+        return float(self._results[list(self._function.writes).index("norm")])
