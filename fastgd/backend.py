@@ -111,18 +111,22 @@ def cupy_refusal() -> tuple[str, str] | None:
     """
     if util.find_spec("cupy") is None:
         return "CuPy is not installed", ADD_CUPY
+    name = next((name for name in _CUPY if _version(name)), "cupy")
+    if int((_version(name) or "14").partition(".")[0]) < 14:
+        return f"CuPy {_version(name)} is installed, and 14 is the oldest that serves", f"pip install --upgrade {name}"
     bindings = _version("cuda-bindings")
     if bindings is None:
         return "NVIDIA's bindings to its compiler, cuda-bindings, are not installed", ADD_CUPY
     driver, reason = find_driver()
     if driver is None:
         return reason, "run on a machine with an NVIDIA GPU and its driver; backend='numba' serves NumPy arrays here"
-    name = next((name for name in _CUPY if _version(name)), "cupy")
     cuda = _CUPY.get(name) or int(bindings.partition(".")[0])
     if driver.version[0] < cuda:
         return (
             f"the driver serves CUDA {driver.version[0]}.{driver.version[1]}, and the CuPy installed needs CUDA {cuda}",
-            f'update the driver, or pip uninstall {name} and pip install "fastgd[cupy12]"',
+            f'update the driver, or pip uninstall {name} and pip install "fastgd[cupy12]"'
+            if driver.version[0] == 12
+            else "update the driver",
         )
     if not driver.devices:
         return (
@@ -137,6 +141,13 @@ def cupy_refusal() -> tuple[str, str] | None:
             f"CUDA {cuda} needs compute capability {oldest[0]}.{oldest[1]}, and {found}",
             f"{older}use a newer GPU; backend='numba' serves NumPy arrays here",
         )
+    from fastgd.kernels.cubin import nvrtc_version
+
+    try:
+        nvrtc_version()
+    except BackendUnavailable as error:
+        reason, _, remedy = str(error).partition("; ")
+        return reason, remedy
     return None
 
 
@@ -158,7 +169,9 @@ def resolve(name: str, *, gpu: bool = False) -> Backend:
     if name == "auto":
         name = "cupy" if gpu else "numba"
     if name not in _NAMES:
-        raise BackendUnavailable(f"backend must be 'auto' or one of {', '.join(map(repr, _NAMES))}, given {name!r}")
+        hint = "; CuPy's arrays are served by 'cupy'" if str(name).lower() in ("cuda", "gpu") else ""
+        known = ", ".join(map(repr, _NAMES))
+        raise BackendUnavailable(f"backend must be 'auto' or one of {known}, given {name!r}{hint}")
     refuse_missing(name)
     return name
 

@@ -507,6 +507,8 @@ class Optimizer:
                 )
             self._refuse_elsewhere("capture()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
+            if before is not None and not callable(before):
+                raise HyperparameterError(f"before must be callable, given {before!r}")
             if before is not None and self._layout.targets.foreign:
                 raise HyperparameterError(
                     "before must be None for parameters of another library, which would launch on a stream that is "

@@ -167,7 +167,10 @@ def _compiled(text: str, arch: str, label: str, form: str) -> bytes:
     nvrtc = _nvrtc()
     if arch not in architectures():
         known = ", ".join(architectures())
-        raise BackendUnavailable(f"NVRTC {nvrtc_version()} compiles for architectures {known}, given {arch}")
+        raise BackendUnavailable(
+            f"NVRTC {nvrtc_version()} compiles for architectures {known}, given {arch}: for a newer GPU "
+            "pip install --upgrade nvidia-cuda-nvrtc, older ones are served by an older CUDA"
+        )
     program = _checked(nvrtc.nvrtcCreateProgram(text.encode(), f"{label}.cu".encode(), 0, [], []))
     try:
         options = [f"--gpu-architecture=sm_{arch}".encode(), *(option.encode() for option in OPTIONS)]

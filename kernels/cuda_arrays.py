@@ -51,6 +51,8 @@ def _lent(value: Any, what: str, writeable: bool) -> Any:
     if writeable and library in _IMMUTABLE:
         raise ArrayError(f"{what} must be writeable, given a {type(value).__name__} of {library}, which is immutable")
     refuse_other_stream(value, what)
+    if writeable and _is_read_only(value):
+        raise ArrayError(f"{what} must be writeable, given a read-only {type(value).__name__}")
     try:
         if hasattr(value, "__dlpack__"):
             return cupy.from_dlpack(value)
@@ -61,6 +63,13 @@ def _lent(value: Any, what: str, writeable: bool) -> Any:
         raise ArrayError(
             f"{what} cannot be shared with CuPy, given {type(value).__name__}: {reason}{advice}"
         ) from error
+
+
+def _is_read_only(value: Any) -> bool:
+    try:
+        return bool(value.__cuda_array_interface__["data"][1])
+    except Exception:  # it has none, or whatever another library raises
+        return False
 
 
 def refuse_other_stream(tensor: Any, what: str) -> None:

@@ -268,7 +268,7 @@ def test_the_source_as_written_says_that_it_is_not_folded(kernels):
         (("adam", "--backend", "cupy"), ("--backend", "cuda, ptx or sass", "--target rule")),
         (("adam", "--target", "cuda", "--backend", "cuppy"), ("'cuppy'", "cupy", "did you mean cupy?")),
         (("adam", "--target", "cuda", "--backend", "numba-cuda"), ("'numba-cuda'", "must be cupy", "no kernels yet")),
-        (("adam", "--target", "cuda", "--arch", "sm_90"), ("--arch", "ptx or sass", "--target cuda")),
+        (("adam", "--target", "numba", "--arch", "sm_90"), ("--arch", "cuda, ptx or sass", "--target numba")),
         (("adam", "--target", "ptx", "--arch", "90"), ("'90'", "such as sm_90")),
         ((), ("RULE",)),
     ],

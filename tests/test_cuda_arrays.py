@@ -440,9 +440,36 @@ def test_without_a_driver_the_reason_is_named(monkeypatch):
     monkeypatch.setattr(backend, "_SERVING", set())
     monkeypatch.setattr(backend, "find_driver", lambda: (None, "there is no NVIDIA driver here"))
     monkeypatch.setattr(backend.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(backend, "_version", lambda name: "13.0")
+    monkeypatch.setattr(backend, "_version", lambda name: "14.2")
     with pytest.raises(BackendUnavailable, match=r"^backend 'cupy': there is no NVIDIA driver here; run on a machine"):
         fastgd.FlatParams({"w": 3}, backend="cupy")
+    monkeypatch.setattr(backend, "_version", lambda name: "13.0")
+    with pytest.raises(BackendUnavailable, match=r"CuPy 13\.0 is installed, and 14 is the oldest .* --upgrade cupy-"):
+        fastgd.FlatParams({"w": 3}, backend="cupy")
+
+
+def test_cupys_backend_is_named_to_those_who_ask_for_a_gpu():
+    with pytest.raises(BackendUnavailable, match=r"given 'cuda'; CuPy's arrays are served by 'cupy'$"):
+        fastgd.SGD(np.ones(3), backend="cuda")
+
+
+def test_read_only_memory_of_another_library_is_not_written(cupy):
+    class Lent:
+        def __init__(self, array):
+            interface = array.__cuda_array_interface__
+            self.__cuda_array_interface__ = {**interface, "data": (interface["data"][0], True)}
+
+    p, g = cupy.ones(4), cupy.ones(4)
+    with pytest.raises(ArrayError, match=r"^params must be writeable, given a read-only Lent$"):
+        fastgd.SGD(Lent(p))
+    fastgd.SGD(p, lr=1.0).step(Lent(g))
+    assert not p._host.any()
+
+
+def test_what_computes_the_gradients_of_a_captured_step_must_be_callable(cupy):
+    opt = fastgd.SGD(fastgd.FlatParams({"w": 3}, backend="cupy"))
+    with pytest.raises(HyperparameterError, match=r"^before must be callable, given 3$"):
+        opt.capture(before=3)
 
 
 @pytest.mark.parametrize("name", ["numpy", "numba"])

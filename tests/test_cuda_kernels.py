@@ -13,9 +13,11 @@ import gxx
 import numpy as np
 import pytest
 from conftest import numbers, same_bits
+from oracles import SETTINGS
 
 import fastgd
 from fastgd.kernels.cuda_source import service_source, sweep_source
+from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.plan import plan
 from fastgd.kernels.rules import RULES
 from fastgd.memory import to_host
@@ -31,6 +33,7 @@ CASES = {
     "prodigy": dict(max_norm=0.5),
     "sgd-skip": dict(on_nonfinite="skip"),
 }
+EVERY_RULE = [name for name, rule in RULES.items() if not issubclass(rule, MatrixRule)]
 
 
 def run(case, dtype, backend, shift=0, cupy=None):
@@ -42,7 +45,8 @@ def run(case, dtype, backend, shift=0, cupy=None):
         return (cupy.asarray(values) if backend == "cupy" else values)[shift:]
 
     params = [made(size) for size in SIZES]
-    opt = fastgd.Optimizer(params, RULES[case.partition("-")[0]](), backend=backend, **CASES[case])
+    name = case.partition("-")[0]
+    opt = fastgd.Optimizer(params, RULES[name](**SETTINGS[name][-1]), backend=backend, **CASES.get(case, {}))
     for _ in range(3):
         opt.step([made(size) for size in SIZES])
     report = opt.report([made(size) for size in SIZES])
@@ -68,12 +72,14 @@ def test_arrays_may_start_anywhere(case, shift, dtype, monkeypatch):
         assert aligned or "vector" not in kinds
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *EVERY_RULE])
 def test_the_order_of_threads_and_blocks_does_not_matter(case, monkeypatch):
-    reference = run(case, np.float32, "numpy")
+    """Nor where the arrays of any rule start."""
+    shift = int(case in EVERY_RULE)
+    reference = run(case, np.float32, "numpy", shift)
     monkeypatch.setattr(fake_cupy, "BACKWARDS", True)
     with fake_cupy.installed(monkeypatch) as cupy:
-        assert_same(reference, run(case, np.float32, "cupy", 0, cupy))
+        assert_same(reference, run(case, np.float32, "cupy", shift, cupy))
 
 
 def summing():
@@ -133,7 +139,7 @@ def runtime(name):
 
 
 @pytest.mark.skipif(gxx.GXX is None or runtime("libasan.so") is None, reason="needs g++ with its sanitizers")
-@pytest.mark.parametrize("planted", [None, "bounds", "alignment"])
+@pytest.mark.parametrize("planted", [None, "bounds", "alignment", pytest.param("every rule", marks=pytest.mark.slow)])
 def test_no_kernel_leaves_its_arrays(planted):
     """The sanitizers of addresses and undefined behaviour watch, in a process of their own; planted faults are seen."""
     done = subprocess.run(
@@ -148,7 +154,7 @@ def test_no_kernel_leaves_its_arrays(planted):
         text=True,
         timeout=280,
     )
-    if planted is None:
+    if planted in (None, "every rule"):
         assert done.returncode == 0, done.stderr[-3000:]
         assert "all kernels kept to their arrays" in done.stdout
     else:

@@ -120,6 +120,16 @@ def test_sweeps_on_other_architectures(arch):
     assert not all_of(lambda case: faults(case, arch), cases("float32", FEW, slice(1)))
 
 
+@sass.needs_compiler
+@pytest.mark.parametrize("arch", ["75", "80", "100", "120"])
+def test_every_rule_is_compiled_for_other_architectures(arch):
+    def compiled(case):
+        cubin.cubin(case.text, arch, case.label)
+        return []
+
+    assert not all_of(compiled, cases("float32", settings=slice(1)))
+
+
 @sass.needs_tools
 @pytest.mark.parametrize("dtype", ITEMSIZES)
 def test_code_between_sweeps(dtype):

@@ -79,7 +79,9 @@ def show_rule(
     zero_grad: Annotated[bool, typer.Option("--zero-grad", help="With g = 0 in the tail.")] = False,
     parallel: Annotated[bool, typer.Option("--parallel", help="The kernel for threads; of llvm and asm.")] = False,
     backend: Annotated[str | None, typer.Option(help="Whose kernel; of cuda, ptx and sass: cupy.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture of ptx and sass; without one sm_90.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of ptx and sass, by default sm_90; cuda is the same for all.")
+    ] = None,
 ) -> None:
     """Show a rule as written, as printed for a target, or as compiled for this machine."""
     from fastgd.kernels.errors import BackendUnavailable, FastGDError
@@ -100,7 +102,7 @@ def show_rule(
             raise typer.BadParameter("--backend must be cupy, given 'numba-cuda', for which there are no kernels yet")
         _known("--backend", backend, ("cupy",))
     if arch is not None:
-        _goes_with("--arch", _ON_GPU[1:], target)
+        _goes_with("--arch", _ON_GPU, target)
         if not re.fullmatch("sm_[0-9]+", arch):
             raise typer.BadParameter(f"--arch must be sm_ and a number, such as sm_90, given {arch!r}")
     try:
