@@ -1,7 +1,7 @@
 """What a rule's update of one element takes from numba-cuda, for kernels of a user's own.
 
-All else is shared with the CPU: `fastgd.kernels.cpu_device` prints the function, checks what it is called with and makes
-the scalars of a step. Loaded when numba-cuda compiles a kernel that calls it, so numba-cuda is loaded already.
+All else is shared with the CPU: `fastgd.kernels.cpu_device` prints the function, checks what it is called with and
+makes the scalars of a step. Loaded when a kernel that calls it is compiled, so numba-cuda is loaded already.
 """
 
 from __future__ import annotations

@@ -147,13 +147,15 @@ class _Scalar(_Python):
 
 
 class _Rounded(_Scalar):
-    operations: ClassVar = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
+    operations: ClassVar = {ast.Add: "add", ast.Mult: "mul", ast.Div: "div"}
 
     def expression(self, node: ast.expr) -> str:
         single = self.dtype == "float32"
         letter, suffix = ("f", "f") if single else ("d", "")
         match node:
             case ast.BinOp(left=a, op=op, right=b):
+                if isinstance(op, ast.Sub):  # libdevice has no dsub_rn; a - b is a + -b in every bit
+                    op, b = ast.Add(), ast.UnaryOp(ast.USub(), b)
                 name = f"{letter}{self.operations[type(op)]}_rn"
                 return f"_lib.{name}({self.expression(a)}, {self.expression(b)})"
             case ast.Call(func=ast.Name(id=name), args=arguments):
