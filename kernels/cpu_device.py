@@ -61,8 +61,9 @@ def device(rule: str | type[Rule] | Rule, dtype: Any = "float32", **options: Any
     -------
     Numba function
         Takes ``p, g``, the states and ``h``, and returns the new ``p`` and states; one number for a rule without
-        states. The bits are those of `fastgd.Optimizer`. To be a global of the function that calls it; ``h`` an
-        argument, so that a cached function is compiled anew when the arithmetic changes. Attributes, for the host:
+        states. The bits are those of `fastgd.Optimizer`, in kernels of numba-cuda too, unless ``fastmath`` is on. To be
+        a global of the function that calls it; ``h`` an argument, so that a cached function is compiled anew when the
+        arithmetic changes. Attributes, for the host:
 
         hyper(t, *, scale=1.0, **hyperparameters)
             Scalars ``h`` of step `t`, from 1: a named tuple of numbers in `dtype`, computed in float64 and rounded
