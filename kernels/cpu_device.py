@@ -233,7 +233,7 @@ def _refuse_foreign(sweep: Sweep, label: str, kinds: tuple[Any, ...]) -> None:
     step = getattr(h, "instance_class", None)
     if getattr(step, "_fields", None) != sweep.scalars or _NAME.sub("", step.__name__) != label:  # type: ignore[union-attr]
         given = h if step is None else step.__name__
-        raise HyperparameterError(f"{label}: h must be what {label}.hyper(t) gives for one step, given {given}")
+        raise HyperparameterError(f"{label}: h must be what its own hyper(t) gives for one step, given {given}")
 
 
 # ---- the scalars of a step ---------------------------------------------------------------------------------------

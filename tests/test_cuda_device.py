@@ -144,7 +144,7 @@ CALLS = [
         r"^adamw: p must be one real number, given array\(float32, 1d, C\)$",
     ),
     ("update(p[0], p[1], 1j, p[3], h)", ArrayError, "^adamw: m must be one real number, given complex128$"),
-    ("update(p[0], p[1], p[2], p[3], p[4])", HyperparameterError, r"h must be .* adamw.hyper\(t\) .* given float32$"),
+    ("update(p[0], p[1], p[2], p[3], p[4])", HyperparameterError, r"h must be .* hyper\(t\) .* given float32$"),
     ("update(p[0], p[1], p[2], p[3], other)", HyperparameterError, "^adamw: .* given adam_float32_[0-9a-f]{16}$"),
 ]
 
