@@ -22,13 +22,14 @@ PATCHED = "0.30."
 
 def without_driver(monkeypatch, capability=(9, 0)):
     """Let numba-cuda compile functions that call others, which asks the driver for the GPU, and kernels unloaded."""
-    assert metadata.version("numba-cuda").startswith(PATCHED), "look at these three names in the new numba-cuda"
+    assert metadata.version("numba-cuda").startswith(PATCHED), "look at these names in the new numba-cuda"
     from numba import cuda
     from numba.cuda import codegen, dispatcher
 
     gpu = SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(dispatcher, "get_current_device", lambda: gpu)
     monkeypatch.setattr(codegen.CUDACodeLibrary, "_ensure_cc", lambda self, asked=None: asked or capability)
+    monkeypatch.setattr(codegen.JITCUDACodegen, "magic_tuple", lambda self: capability)
     monkeypatch.setattr(dispatcher._Kernel, "bind", lambda self: None)
     return cuda
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from conftest import numbers, same_bits
 from cuda_emulation import Kernel, emulated, needs_numba_cuda, run, without_driver
 from numba import njit, typeof, types
-from test_device import ELEMENTWISE, ROOT, SIZE, started, sweep
+from test_device import ELEMENTWISE, ROOT, RULE, SIZE, started, sweep
 
 import fastgd
 from fastgd.kernels import cuda_device, device
@@ -204,6 +205,47 @@ def test_numba_cuda_is_loaded_by_a_kernel_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+USER = """
+import pytest
+from cuda_emulation import without_driver
+from fastgd.kernels import device
+from numba import typeof, types
+from own_rule import Descent
+
+cuda = without_driver(pytest.MonkeyPatch())
+descent = device(Descent)
+
+@cuda.jit(cache=True)
+def one(p, g, h):
+    p[0] = descent(p[0], g[0], h)
+
+one.compile((types.float32[::1], types.float32[::1], typeof(descent.hyper(1))))
+(made,) = one.overloads.values()
+print("neg.f32" in made.inspect_lto_ptx((9, 0)), sum(one._cache_hits.values()))
+"""
+
+
+@needs_numba_cuda
+def test_a_cached_kernel_of_a_user_follows_the_rule(tmp_path):
+    """As a cached function of the CPU does: see tests/test_device.py."""
+    (tmp_path / "user.py").write_text(USER)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "NUMBA_CUDA_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    seen = []
+    for sign in "-++-":
+        (tmp_path / "own_rule.py").write_text(RULE.format(sign=sign))
+        done = subprocess.run(
+            [sys.executable, "-B", "user.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        seen.append(done.stdout.split())
+    assert seen == [["True", "0"], ["False", "0"], ["False", "1"], ["True", "1"]]
 
 
 # ---- the example of the README -----------------------------------------------------------------------------------
