@@ -91,10 +91,13 @@ def _status(name: Backend) -> Status:
         refusal = cupy_refusal()
         return Status(True, "", "", version) if refusal is None else Status(False, *refusal, version)
     installed = util.find_spec("numba_cuda") is not None
-    reason = f"fastgd {metadata.version('fastgd')} has no kernels for numba-cuda yet"
+    reason = f"fastgd {metadata.version('fastgd')} steps no arrays of numba-cuda yet"
     if not installed:
         reason += ", and numba-cuda is not installed"
-    remedy = "wait for a release that has them; until then move the arrays to NumPy, which backend='numba' serves"
+    remedy = (
+        "call fastgd.kernels.device in kernels of your own, which it does serve, or move the arrays to CuPy or NumPy, "
+        "which backend='cupy' and 'numba' serve"
+    )
     return Status(False, reason, remedy, _version("numba-cuda") if installed else None)
 
 

@@ -1,4 +1,7 @@
-"""A rule's update as a function of one element, for jitted loops of a user's own.
+"""A rule's update as a function of one element, for jitted loops of a user's own, on the CPU and on a GPU.
+
+The function that a user calls only calls another one, of which there are two: Numba takes the one of the target that it
+compiles for. That of the GPU is made when a kernel is first compiled with it, and numba-cuda is not loaded before.
 
 What a user's function was compiled with must show in the types of its arguments, or Numba's cache on disk gives it the
 old arithmetic after an upgrade. Hence the scalars of a step travel in a named tuple whose class is named after the
@@ -36,13 +39,13 @@ from fastgd.kernels.cpu import FLAGS
 from fastgd.kernels.errors import ArrayError, HyperparameterError, RuleError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import plan
-from fastgd.kernels.printers import scalar_text
+from fastgd.kernels.printers import rounded_text, scalar_text
 from fastgd.kernels.rule import Rule, state_name, step_number
 from fastgd.kernels.rules import RULES
 
 
 def device(rule: str | type[Rule] | Rule, dtype: Any = "float32", **options: Any) -> Any:
-    """Compile a rule's update of one element, to be called inside ``@njit`` functions.
+    """Compile a rule's update of one element, to be called inside ``@njit`` functions and ``@cuda.jit`` kernels.
 
     Parameters
     ----------
@@ -58,14 +61,15 @@ def device(rule: str | type[Rule] | Rule, dtype: Any = "float32", **options: Any
     -------
     Numba function
         Takes ``p, g``, the states and ``h``, and returns the new ``p`` and states; one number for a rule without
-        states. The bits are those of `fastgd.Optimizer`. To be a global of the function that calls it; ``h`` an
-        argument, so that a cached function is compiled anew when the arithmetic changes. Attributes, for the host:
+        states. The bits are those of `fastgd.Optimizer`, in kernels of numba-cuda too, unless ``fastmath`` is on. To be
+        a global of the function that calls it; ``h`` an argument, so that a cached function is compiled anew when the
+        arithmetic changes. Attributes, for the host:
 
         hyper(t, *, scale=1.0, **hyperparameters)
             Scalars ``h`` of step `t`, from 1: a named tuple of numbers in `dtype`, computed in float64 and rounded
             once. For a range or sequence of steps, an array-like of them: inside ``@njit`` too ``hs[k]`` is the
             ``h`` of the kth, and ``len(hs)`` their number. A callable is a schedule, called with ``t - 1``. The
-            gradient is multiplied by `scale` first (-1 climbs).
+            gradient is multiplied by `scale` first (-1 climbs). A kernel of a GPU takes the ``h`` of one step.
         arrays : tuple of str
             What it takes before ``h``.
         writes : tuple of str
@@ -85,7 +89,9 @@ def device(rule: str | type[Rule] | Rule, dtype: Any = "float32", **options: Any
     RuleError
         For a rule that needs sums over whole arrays, or that keeps scalar states between steps.
     ArrayError
-        For another dtype.
+        For another dtype. When a function is compiled that calls it: for an argument that is not one real number; for
+        an ``h`` that is not of this rule it is a HyperparameterError, and with Numba's own target for CUDA, which is
+        not numba-cuda, a BackendUnavailable.
 
     Examples
     --------
@@ -166,26 +172,68 @@ def _device(rule: Rule, dtype: np.dtype[Any]) -> Any:
 
 
 def _compiled(sweep: Sweep, label: str, dtype: np.dtype[Any]) -> tuple[Any, str]:
-    """Dispatcher of one element's update, compiled when it is called, and a name that goes with its text."""
+    """Dispatcher of one element's update, compiled when it is called, and a name that goes with its texts."""
+    text, rounded = texts(sweep, dtype)
+    digest = hashlib.sha256(repr((text, rounded, sorted(FLAGS.items()))).encode()).hexdigest()[:16]
+    name = f"{label}_{dtype.name}_{digest}"
+    element = made(text, name, {"_math": math, "_T": dtype.type})
+
+    @overload(element, jit_options=FLAGS, strict=False, target="cpu")
+    def on_cpu(*kinds):  # type: ignore[no-untyped-def]
+        _refuse_foreign(sweep, label, kinds)
+        return element
+
+    @overload(element, jit_options=FLAGS, strict=False)  # what has no other, as numba-cuda: it asks here too
+    def on_gpu(*kinds):  # type: ignore[no-untyped-def]
+        from fastgd.kernels.cuda_device import library
+
+        _refuse_foreign(sweep, label, kinds)
+        return made(rounded, name, {"_lib": library(), "_T": dtype.type})
+
+    arguments = ", ".join((*sweep.arrays, "_h"))
+    names = {"_element": element, "__name__": __name__}
+    exec(compile(f"def _update({arguments}):\n    return _element({arguments})\n", f"<{name}>", "exec"), names)
+    update: Any = names["_update"]
+    update.__qualname__ = f"{name}_update"
+    update.__name__ = label
+    update.__doc__ = f"{', '.join(sweep.writes)} = {label}({', '.join(sweep.arrays)}, h): one element."
+    return njit(**FLAGS)(update), name
+
+
+def texts(sweep: Sweep, dtype: np.dtype[Any]) -> tuple[str, str]:
+    """Give the texts of ``_rule`` and of ``_element``, which calls it: for the CPU and for a GPU."""
     # Rounding what is already of the type costs nothing; a float64 that crept in would widen all that follows.
     taken = [f"_T({a})" for a in sweep.arrays] + [f"_T(_h.{s})" for s in sweep.scalars]
-    text = (
-        scalar_text(sweep, "_rule", dtype.name)  # type: ignore[arg-type]
-        + f"def _update({', '.join(sweep.arrays)}, _h):\n"
-        + f"    return _rule({', '.join(taken)}){'[0]' * (len(sweep.writes) == 1)}\n"
+    element = (
+        f"def _element({', '.join(sweep.arrays)}, _h):\n"
+        f"    return _rule({', '.join(taken)}){'[0]' * (len(sweep.writes) == 1)}\n"
     )
-    digest = hashlib.sha256(repr((text, sorted(FLAGS.items()))).encode()).hexdigest()[:16]
-    name = f"{label}_{dtype.name}_{digest}"
-    names: dict[str, Any] = {"_math": math, "_T": dtype.type, "__name__": __name__}
+    kind: Any = dtype.name
+    return scalar_text(sweep, "_rule", kind) + element, rounded_text(sweep, "_rule", kind) + element
+
+
+def made(text: str, name: str, names: dict[str, Any]) -> Any:
+    """Make the function ``_element`` of a text that sees `names`; what it calls is for Numba, for any target."""
+    names["__name__"] = __name__
     exec(compile(text, f"<{name}>", "exec"), names)
-    for inner in ("_rule", "_update"):
+    for inner in ("_rule", "_element"):
         # The name is part of the machine code's symbol: see "Printed functions carry the kernel's name" in
         # docs/decisions.md; what a user's cached functions bring is told apart by it.
         names[inner].__qualname__ = name + inner
-    names["_update"].__name__ = label
-    names["_update"].__doc__ = f"{', '.join(sweep.writes)} = {label}({', '.join(sweep.arrays)}, h): one element."
     names["_rule"] = njit(**FLAGS)(names["_rule"])
-    return njit(**FLAGS)(names["_update"]), name
+    return names["_element"]
+
+
+def _refuse_foreign(sweep: Sweep, label: str, kinds: tuple[Any, ...]) -> None:
+    """Refuse types of arguments that cannot be meant; Numba shows an error that is not its own as it is."""
+    *numbers, h = kinds
+    for name, kind in zip(sweep.arrays, numbers, strict=True):
+        if not isinstance(kind, types.Number | types.Boolean | types.Optional) or isinstance(kind, types.Complex):
+            raise ArrayError(f"{label}: {name} must be one real number, given {kind}")
+    step = getattr(h, "instance_class", None)
+    if getattr(step, "_fields", None) != sweep.scalars or _NAME.sub("", step.__name__) != label:  # type: ignore[union-attr]
+        given = h if step is None else step.__name__
+        raise HyperparameterError(f"{label}: h must be what its own hyper(t) gives for one step, given {given}")
 
 
 # ---- the scalars of a step ---------------------------------------------------------------------------------------
@@ -193,6 +241,7 @@ def _compiled(sweep: Sweep, label: str, dtype: np.dtype[Any]) -> tuple[Any, str]
 # again by another process: else nothing is ever taken from the cache. One that is no longer made, because the rule
 # has changed, must be found too: else reading the file raises.
 
+_NAME = re.compile(r"_float(32|64)_[0-9a-f]{16}$")
 _STEPS: dict[str, Any] = {}
 _GONE: dict[str, Any] = {}
 
@@ -206,7 +255,7 @@ def _step_class(name: str, fields: tuple[str, ...]) -> Any:
 def __getattr__(name: str) -> Any:
     if name in _STEPS:
         return _STEPS[name]
-    if re.fullmatch(r"\w+_float(32|64)_[0-9a-f]{16}", name):
+    if _NAME.search(name):
         return _GONE.setdefault(name, namedtuple(name, (), module=__name__))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

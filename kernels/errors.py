@@ -3,6 +3,9 @@
 ADD_CUPY = 'pip install "fastgd[cupy13]", or "fastgd[cupy12]" where the driver is one of CUDA 12'
 """What adds CuPy and the compiler of its kernels, for errors to name."""
 
+ADD_NUMBA_CUDA = 'pip install "fastgd[cuda13]", or "fastgd[cuda12]" where the driver is one of CUDA 12'
+"""What adds numba-cuda, likewise."""
+
 
 class FastGDError(Exception):
     """Base of all fastgd errors."""

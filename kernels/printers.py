@@ -1,4 +1,4 @@
-"""Three texts of one sweep: vectorised NumPy, typed scalar Python, C++.
+"""Four texts of one sweep: vectorised NumPy, typed scalar Python, the same with rounded operations, C++.
 
 Every name that is not the rule's own starts with an underscore (C++: the rule's own start with ``v_``), so that a
 rule may call its arrays and scalars whatever it likes.
@@ -33,6 +33,16 @@ def scalar_text(sweep: Sweep, name: str, dtype: DType) -> str:
     It needs the globals ``_math`` and ``_T``.
     """
     return _Scalar(dtype).function(sweep, name)
+
+
+def rounded_text(sweep: Sweep, name: str, dtype: DType) -> str:
+    """Text of a function of one element, for ``numba.cuda``: as `scalar_text`, each operation rounded by itself.
+
+    The compiler of NVIDIA's GPUs contracts ``a * b + c`` to one operation that rounds once, and numba-cuda cannot tell
+    it not to; what is rounded by name it leaves alone. It needs the globals ``_lib``, with the functions of
+    ``numba.cuda.libdevice``, and ``_T``.
+    """
+    return _Rounded(dtype).function(sweep, name)
 
 
 def cxx_text(sweep: Sweep, name: str, dtype: DType) -> str:
@@ -134,6 +144,24 @@ class _Scalar(_Python):
 
     def selection(self, condition: str, yes: str, no: str) -> str:
         return f"({yes} if {condition} else {no})"
+
+
+class _Rounded(_Scalar):
+    operations: ClassVar = {ast.Add: "add", ast.Mult: "mul", ast.Div: "div"}
+
+    def expression(self, node: ast.expr) -> str:
+        single = self.dtype == "float32"
+        letter, suffix = ("f", "f") if single else ("d", "")
+        match node:
+            case ast.BinOp(left=a, op=op, right=b):
+                if isinstance(op, ast.Sub):  # libdevice has no dsub_rn; a - b is a + -b in every bit
+                    op, b = ast.Add(), ast.UnaryOp(ast.USub(), b)
+                name = f"{letter}{self.operations[type(op)]}_rn"
+                return f"_lib.{name}({self.expression(a)}, {self.expression(b)})"
+            case ast.Call(func=ast.Name(id=name), args=arguments):
+                names = {"sqrt": f"{letter}sqrt_rn", "abs": f"fabs{suffix}", "copysign": f"copysign{suffix}"}
+                return f"_lib.{names[name]}({', '.join(map(self.expression, arguments))})"
+        return super().expression(node)
 
 
 class _Cxx(_Printer):

@@ -297,7 +297,7 @@ def test_a_cached_function_of_a_user_follows_the_rule(tmp_path):
 def test_readme_trains_as_the_optimizer_does():
     """The example of the README against the same loop with opt.step()."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (example,) = (block for block in blocks if "kernels.device(" in block)
+    (example,) = (block for block in blocks if "numba import njit" in block)
     names = {"np": np, "fastgd": fastgd}
     exec(example, names)
 

@@ -20,7 +20,14 @@ LAYERS = [
     ["kernels.printers", "kernels.storage", "kernels.blocks", "kernels.cuda_source"],
     ["kernels.disk_cache", "kernels.driver"],
     ["kernels.cpu_cache", "kernels.cpu_threads", "kernels.cubin"],
-    ["kernels.cpu", "kernels.cpu_device", "kernels.cuda_numba", "kernels.cuda_arrays", "kernels.reference"],
+    [
+        "kernels.cpu",
+        "kernels.cpu_device",
+        "kernels.cuda_device",
+        "kernels.cuda_numba",
+        "kernels.cuda_arrays",
+        "kernels.reference",
+    ],
     ["kernels.between", "kernels.matrix_sweep"],
     ["kernels.cuda_cupy", "kernels.cuda_between"],
     ["checks"],
@@ -56,7 +63,15 @@ STANDARD_ONLY = (
     "kernels.driver",
 )
 OWNERS = {
-    "numba": {"kernels.cpu", "kernels.cpu_cache", "kernels.cpu_threads", "kernels.cpu_device", "bench.roofline"},
+    "numba": {
+        "kernels.cpu",
+        "kernels.cpu_cache",
+        "kernels.cpu_threads",
+        "kernels.cpu_device",
+        "kernels.cuda_device",
+        "bench.roofline",
+    },
+    "numba.cuda": {"kernels.cuda_device"},
     "cupy": {
         "kernels.cuda_arrays",
         "kernels.cuda_between",
@@ -84,7 +99,7 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in ("fastgd", "fastgd.kernels"):
+            if node.module in ("fastgd", "fastgd.kernels", "numba"):
                 yield from (f"{node.module}.{a.name}" for a in node.names)
             else:
                 yield node.module
@@ -119,7 +134,7 @@ def test_rules_need_the_standard_library_only():
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_each_library_has_one_importer(library):
-    users = {n for n, path in modules() if any(i.split(".")[0] == library for i in imports(path))}
+    users = {n for n, path in modules() if any(f"{i}.".startswith(f"{library}.") for i in imports(path))}
     assert users <= OWNERS[library]
 
 
