@@ -16,7 +16,7 @@ from conftest import numbers, same_bits
 from oracles import SETTINGS
 
 import fastgd
-from fastgd.kernels.cuda_source import service_source, sweep_source
+from fastgd.kernels.cuda_source import entry, service_source, sweep_source
 from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.plan import plan
 from fastgd.kernels.rules import RULES
@@ -160,3 +160,22 @@ def test_no_kernel_leaves_its_arrays(planted):
     else:
         expected = {"bounds": "heap-buffer-overflow", "alignment": "misaligned address"}[planted]
         assert done.returncode != 0 and expected in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["vector", "scalar"])
+def test_elements_behind_2_to_the_31st(kind):
+    """Memory that is never touched is none: one tile lies far behind in arrays of 8 GiB."""
+    (sweep,) = plan(RULES["gd"]()).sweeps
+    built = gxx.Library(gxx.build(sweep_source(sweep, "float32", "gd")))
+    n = 2**31 + 2 * 4096
+    arrays = {name: np.zeros(n, np.float32) for name in sweep.arrays}
+    end = slice(n - 4096, n - 16)
+    arrays["g"][end] = np.arange(1, 4081)
+    addresses = np.array([arrays[name].ctypes.data for name in sweep.arrays], np.int64)
+    rows = np.full(len(sweep.scalars), 0.5, np.float32)
+    table = np.array([end.start, end.stop, 0, 0, 0], np.int64)
+    pointers = (addresses.ctypes.data, rows.ctypes.data, table.ctypes.data)
+    built.launch(entry("gd", sweep, kind), 1, 256, [*pointers, 1, 0])
+    assert sorted(sweep.scalars) == ["gscale", "lr"]
+    assert np.array_equal(arrays["p"][end], -0.25 * arrays["g"][end])
+    assert not arrays["p"][n - 16 :].any() and not arrays["p"][n - 8192 : n - 4096].any()
