@@ -1056,3 +1056,21 @@ def test_deepcopy_of_an_optimizer_that_replays(cupy):
     captured.replay()
     other.step()
     assert everything(other) == everything(opt)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "LAMB", "Prodigy", "NAdam"])
+def test_a_step_allocates_nothing(cupy, name):
+    for tail in ({}, dict(max_norm=1.0, ema_decay=0.9, zero_grad=True, max_value=0.5)):
+        params = [cupy.ones(70), cupy.ones((3, 4))]
+        gradients = [[cupy.ones(70), cupy.ones((3, 4))] for _ in range(3)]
+        opt = getattr(fastgd, name)(params, **tail)
+        for g in gradients:
+            opt.step(g)
+        fake_cupy.waits.clear()
+        fake_cupy.allocations_left = 0
+        try:
+            for g in gradients:
+                opt.step(g, scale=0.5)
+        finally:
+            fake_cupy.allocations_left = math.inf
+        assert opt.t == 6 and not fake_cupy.waits
