@@ -12,9 +12,9 @@ import pytest
 
 import fastgd
 from fastgd import backend
-from fastgd.kernels import driver
+from fastgd.kernels import cubin, driver
 from fastgd.kernels.driver import Device, Driver
-from fastgd.kernels.errors import ADD_CUPY
+from fastgd.kernels.errors import ADD_CUPY, BackendUnavailable
 
 SOURCE = """
 #include <string.h>
@@ -118,8 +118,18 @@ def here(monkeypatch):
         ("cupy", "12.9.4", Driver((12, 4), (VOLTA,))),
     ],
 )
-def test_cupy_serves(here, cupy, bindings, found):
+def test_cupy_serves(here, cupy, bindings, found, monkeypatch):
+    monkeypatch.setattr(cubin, "nvrtc_version", lambda: "13.0.88")
     assert here(found, cupy, bindings) == (True, "", "", "14.2.0")
+
+
+def test_cupy_does_not_serve_without_its_compiler(here, monkeypatch):
+    def missing():
+        raise BackendUnavailable(f"CUDA C++ needs NVIDIA's compiler NVRTC, which cannot be loaded: drill; {ADD_CUPY}")
+
+    monkeypatch.setattr(cubin, "nvrtc_version", missing)
+    said = here(Driver((13, 0), (HOPPER,)), "cupy-cuda13x", "13.5.0")
+    assert said.reason.endswith("cannot be loaded: drill") and said.remedy == ADD_CUPY
 
 
 @pytest.mark.parametrize(
