@@ -149,7 +149,10 @@ def test_an_error_of_the_compiler_is_one_with_its_log(cache):
 
 def test_an_architecture_that_is_not_known_is_named(cache):
     assert {"75", "80", "90", "100", "120"} <= set(cubin.architectures())
-    with pytest.raises(BackendUnavailable, match=r"NVRTC \S+ compiles for architectures 75, .*, given 70: for a newer GPU pip install .*"):
+    with pytest.raises(
+        BackendUnavailable,
+        match=r"NVRTC \S+ compiles for architectures 75, .*, given 70: for a newer GPU pip install .*",
+    ):
         cubin.cubin(TEXT, "70", "twice")
 
 
