@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from fastgd.bench.report import size_text, table, time_text
+from fastgd.bench.report import error_text, size_text, table, time_text
 
 Report = dict[str, Any]
 
@@ -57,7 +57,6 @@ def _cases(report: Report) -> Iterator[tuple[str, str]]:
 def _cells(row: dict[str, Any], limit: float) -> tuple[str, ...]:
     if row["skipped"] is not None:
         return (row["peer"], f"skipped: {row['skipped']}", *[""] * (len(COLUMNS) - 2))
-    error = row["max_ulp"]
     return (
         row["peer"],
         time_text(row["seconds"]),
@@ -66,7 +65,7 @@ def _cells(row: dict[str, Any], limit: float) -> tuple[str, ...]:
         "" if row["copy_share"] is None else f"{row['copy_share']:.1%}",
         "" if row["roof_share"] is None else f"{row['roof_share']:.1%}",
         "" if row["fused_ratio"] is None else f"{row['fused_ratio']:.2f}",
-        "" if error is None else f"{error:.1f}" if error <= limit else f"WRONG: {error:.3g}",
+        error_text(row["max_ulp"], limit),
     )
 
 

@@ -77,7 +77,6 @@ def time_text(seconds: float) -> str:
 def _cells(row: dict[str, Any], own: float | None, limit: float) -> tuple[str, ...]:
     if row["skipped"] is not None:
         return (row["peer"], f"skipped: {row['skipped']}", *[""] * (len(COLUMNS) - 2))
-    error = row["max_ulp"]
     return (
         row["peer"],
         time_text(row["seconds"]),
@@ -85,8 +84,13 @@ def _cells(row: dict[str, Any], own: float | None, limit: float) -> tuple[str, .
         f"{row['gbps']:.1f}",
         "" if row["roof_share"] is None else f"{row['roof_share']:.0%}",
         "" if own is None else f"{row['seconds'] / own:.2f}",
-        "" if error is None else f"{error:.1f}" if error <= limit else f"WRONG: {error:.3g}",
+        error_text(row["max_ulp"], limit),
     )
+
+
+def error_text(error: float | None, limit: float) -> str:
+    """Write an error in ULP; one beyond the limit catches the eye."""
+    return "" if error is None else f"{error:.1f}" if error <= limit else f"WRONG: {error:.3g}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.between import HostBetween, Terms
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.driver import find as find_driver
 from fastgd.kernels.errors import ADD_CUPY, BackendUnavailable, HyperparameterError
 from fastgd.kernels.language import Sweep
-from fastgd.kernels.plan import Plan
 
 Backend = Literal["numpy", "numba", "numba-cuda", "cupy"]
 _NAMES: tuple[Backend, ...] = ("numpy", "numba", "numba-cuda", "cupy")
@@ -207,17 +207,7 @@ class Maker(Protocol):
     ) -> SweepOnArrays:
         """Make a sweep."""
 
-    def between(
-        self,
-        plan: Plan,
-        groups: int,
-        group_of: NDArray[np.int64],
-        summed: NDArray[np.float64],
-        starts: dict[str, NDArray[np.float64]],
-        sweeps: Sequence[Any],
-        rows: Sequence[NDArray[Any]],
-        label: str,
-    ) -> Between:
+    def between(self, terms: Terms, sweeps: Sequence[Any], rows: Sequence[NDArray[Any]]) -> Between:
         """Make what is computed between two sweeps; see `fastgd.kernels.between.HostBetween`."""
 
     def matrix(self, title: str) -> None:
@@ -250,20 +240,8 @@ class HostMaker:
     ) -> SweepOnArrays:
         return self.sweep(sweep, sizes, rows, scalars, label)
 
-    def between(  # noqa: D102  # as of Maker
-        self,
-        plan: Plan,
-        groups: int,
-        group_of: NDArray[np.int64],
-        summed: NDArray[np.float64],
-        starts: dict[str, NDArray[np.float64]],
-        sweeps: Sequence[Any],
-        rows: Sequence[NDArray[Any]],
-        label: str,
-    ) -> Between:
-        from fastgd.kernels.between import HostBetween
-
-        return HostBetween(plan, groups, group_of, summed, starts, sweeps[0], rows)
+    def between(self, terms: Terms, sweeps: Sequence[Any], rows: Sequence[NDArray[Any]]) -> Between:  # noqa: D102
+        return HostBetween(terms, sweeps[0], rows)
 
     def matrix(self, title: str) -> None:  # noqa: D102  # as of Maker
         pass
@@ -282,20 +260,10 @@ class _CupyMaker:
 
         return CupySweep(sweep, sizes, rows, scalars, label)
 
-    def between(
-        self,
-        plan: Plan,
-        groups: int,
-        group_of: NDArray[np.int64],
-        summed: NDArray[np.float64],
-        starts: dict[str, NDArray[np.float64]],
-        sweeps: Sequence[Any],
-        rows: Sequence[NDArray[Any]],
-        label: str,
-    ) -> Between:
+    def between(self, terms: Terms, sweeps: Sequence[Any], rows: Sequence[NDArray[Any]]) -> Between:
         from fastgd.kernels.cuda_between import CupyBetween
 
-        return CupyBetween(plan, groups, group_of, summed, starts, sweeps, label)
+        return CupyBetween(terms, sweeps)
 
     def matrix(self, title: str) -> None:
         raise HyperparameterError(

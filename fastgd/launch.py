@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.backend import Between, Maker, SweepOnArrays
+from fastgd.kernels.between import Terms
 from fastgd.kernels.blocks import sums_of_terms
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.matrix_sweep import MatrixSweep
@@ -152,16 +153,16 @@ class Launch:
         self._filled = self._rows  # those that `prepare` fills
         if plan.combine is not None:
             self._filled = [] if plan.derive else self._rows[:-1]
-            self._between = make.between(
-                plan,
-                len(self.groups),
-                self._group_of if self._per_segment else np.arange(len(self.groups)),
-                np.array(sizes if self._per_segment else [sum(sizes)], float),
-                {name: values for name, values in starts.items() if name not in self._own},
-                self.sweeps,
-                [rows.array for rows in self._rows if isinstance(rows, Rows)],
-                self.title.lower(),
+            terms = Terms(
+                plan=plan,
+                label=self.title.lower(),
+                groups=len(self.groups),
+                group_of=self._group_of if self._per_segment else np.arange(len(self.groups)),
+                summed=np.array(sizes if self._per_segment else [sum(sizes)], float),
+                starts={name: values for name, values in starts.items() if name not in self._own},
             )
+            rows_of = [rows.array for rows in self._rows if isinstance(rows, Rows)]
+            self._between = make.between(terms, self.sweeps, rows_of)
 
     def _owners(self, name: str) -> list[tuple[str, int]]:
         """Whose each of a scalar state's numbers is: a group's, a segment's, or of all together."""

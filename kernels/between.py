@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,13 +20,16 @@ class SummingSweep(Protocol):
     def total(self) -> NDArray[np.float64]: ...  # noqa: D102
 
 
-class HostBetween:
-    """Runs a rule's `derive` in front of its first sweep and its `combine` behind it.
+@dataclass(frozen=True)
+class Terms:
+    """What code between two sweeps is for.
 
-    Parameters
+    Attributes
     ----------
     plan
         The rule's; it has a `combine`.
+    label
+        What kernels are named after.
     groups
         Number of groups.
     group_of
@@ -34,6 +38,23 @@ class HostBetween:
         Number of elements that each sum is over.
     starts
         Values of the scalar states that `combine` takes or gives, one for each sum.
+    """
+
+    plan: Plan
+    label: str
+    groups: int
+    group_of: NDArray[np.int64]
+    summed: NDArray[np.float64]
+    starts: dict[str, NDArray[np.float64]]
+
+
+class HostBetween:
+    """Runs a rule's `derive` in front of its first sweep and its `combine` behind it.
+
+    Parameters
+    ----------
+    terms
+        What for.
     sweep
         The first.
     rows
@@ -47,25 +68,17 @@ class HostBetween:
         The scalar states.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        groups: int,
-        group_of: NDArray[np.int64],
-        summed: NDArray[np.float64],
-        starts: dict[str, NDArray[np.float64]],
-        sweep: SummingSweep,
-        rows: Sequence[NDArray[Any]],
-    ) -> None:
+    def __init__(self, terms: Terms, sweep: SummingSweep, rows: Sequence[NDArray[Any]]) -> None:
+        plan = terms.plan
         assert plan.combine is not None
         self._plan = plan
-        self._group_of = group_of
-        self._summed = summed
+        self._group_of = terms.group_of
+        self._summed = terms.summed
         self._sweep = sweep
         self._first, self._last = rows
-        self.states: MutableMapping[str, NDArray[np.float64]] = starts
+        self.states: MutableMapping[str, NDArray[np.float64]] = terms.starts
         self.prepared = plan.given
-        self._given = np.zeros((groups, len(self.prepared)))
+        self._given = np.zeros((terms.groups, len(self.prepared)))
         self._scalars: dict[str, NDArray[np.float64]] = {}
         self._next: dict[str, NDArray[np.float64]] = {}
         double = np.dtype(np.float64)

@@ -10,10 +10,10 @@ import cupy
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.between import Terms
 from fastgd.kernels.cuda_cupy import Call, Carried, CupySweep, grid, kernel, run_all
 from fastgd.kernels.cuda_source import THREADS, between_source, entry, sources_between
 from fastgd.kernels.language import Sweep
-from fastgd.kernels.plan import Plan
 
 
 class Scalars(MutableMapping[str, NDArray[np.float64]]):
@@ -45,23 +45,15 @@ class Scalars(MutableMapping[str, NDArray[np.float64]]):
 class CupyBetween:
     """What is computed between two sweeps, where the sums are; see `fastgd.kernels.between.HostBetween`."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        groups: int,
-        group_of: NDArray[np.int64],
-        summed: NDArray[np.float64],
-        starts: dict[str, NDArray[np.float64]],
-        sweeps: Sequence[CupySweep],
-        label: str,
-    ) -> None:
+    def __init__(self, terms: Terms, sweeps: Sequence[CupySweep]) -> None:
+        plan = terms.plan
         first, last = sweeps
         assert plan.combine is not None and first.summed is not None
         self.prepared = plan.given
-        self.states = Scalars(starts)
+        self.states = Scalars(terms.starts)
         self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
-        self.given = Carried(np.zeros((groups, len(self._columns))))
-        self._arguments = (plan, label, group_of, summed, first, last)
+        self.given = Carried(np.zeros((terms.groups, len(self._columns))))
+        self._arguments = (terms, first, last)
         self._is_ready = False
 
     def cells(self, name: str) -> list[int]:
@@ -74,11 +66,12 @@ class CupyBetween:
         """Compile the kernels and put their launches in front of the sweeps'."""
         if self._is_ready:
             return
-        plan, label, group_of, summed, first, last = self._arguments
+        terms, first, last = self._arguments
+        plan, label = terms.plan, terms.label
         assert plan.combine is not None and first.summed is not None
         per_segment = plan.level == "per_segment"
         sums = first.summed.segments if per_segment else first.summed.total
-        sizes, groups_of = cupy.asarray(summed), cupy.asarray(group_of)
+        sizes, groups_of = cupy.asarray(terms.summed), cupy.asarray(terms.group_of)
         every_group = cupy.asarray(np.arange(len(self.given.host)))
         sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
 
