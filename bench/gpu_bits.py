@@ -131,7 +131,7 @@ def trace(check: Check, backend: Literal["numpy", "cupy"]) -> dict[str, Array]:
     dtype = np.dtype(check.dtype)
     place: Callable[[Array], Any] = np.array
     if backend == "cupy":
-        from fastgd.kernels.cuda_arrays import to_device
+        from fastgd.kernels.cupy_arrays import to_device
 
         place = to_device
     rule: Any = RULES[check.rule](**check.values)

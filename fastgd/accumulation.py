@@ -34,7 +34,7 @@ class Accumulator:
     """
 
     def __init__(self, targets: Targets, make: Maker, zero_grad: bool) -> None:
-        flat = zeros(targets.extent, targets.dtype, gpu=targets.gpu)
+        flat = zeros(targets.extent, targets.dtype, targets.memory)
         self.step = 0
         self.sum = Arrays([flat], targets.flat)
         self._factor = np.zeros((1, 1), targets.dtype)

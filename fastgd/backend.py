@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastgd.kernels.between import HostBetween, Terms
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.driver import find as find_driver
-from fastgd.kernels.errors import ADD_CUPY, BackendUnavailable, HyperparameterError
+from fastgd.kernels.errors import ADD_CUPY, ADD_NUMBA_CUDA, BackendUnavailable, HyperparameterError
 from fastgd.kernels.language import Sweep
 
 Backend = Literal["numpy", "numba", "numba-cuda", "cupy"]
@@ -86,23 +86,13 @@ def backends() -> dict[str, Status]:
 def _status(name: Backend) -> Status:
     if name in ("numpy", "numba"):
         return Status(True, "", "", metadata.version(name))
-    if name == "cupy":
-        version = next(filter(None, map(_version, (*_CUPY, "cupy"))), None)
-        refusal = cupy_refusal()
-        return Status(True, "", "", version) if refusal is None else Status(False, *refusal, version)
-    installed = util.find_spec("numba_cuda") is not None
-    reason = f"fastgd {metadata.version('fastgd')} steps no arrays of numba-cuda yet"
-    if not installed:
-        reason += ", and numba-cuda is not installed"
-    remedy = (
-        "call fastgd.kernels.device in kernels of your own, which it does serve, or move the arrays to CuPy or NumPy, "
-        "which backend='cupy' and 'numba' serve"
-    )
-    return Status(False, reason, remedy, _version("numba-cuda") if installed else None)
+    refused = cupy_refusal() if name == "cupy" else numba_cuda_refusal()
+    version = next(filter(None, map(_version, (*_CUPY, "cupy") if name == "cupy" else (name,))), None)
+    return Status(True, "", "", version) if refused is None else Status(False, *refused, version)
 
 
 def cupy_refusal() -> tuple[str, str] | None:
-    """Tell why arrays of CuPy cannot be served here.
+    """Tell why backend ``"cupy"`` cannot serve here.
 
     CuPy is not imported for that, and where it is installed the driver is started: children that are forked from now on
     cannot use it.
@@ -110,7 +100,7 @@ def cupy_refusal() -> tuple[str, str] | None:
     Returns
     -------
     tuple of str or None
-        The reason and the remedy; None where they can be served.
+        The reason and the remedy; None where it can.
     """
     if util.find_spec("cupy") is None:
         return "CuPy is not installed", ADD_CUPY
@@ -120,30 +110,10 @@ def cupy_refusal() -> tuple[str, str] | None:
     bindings = _version("cuda-bindings")
     if bindings is None:
         return "NVIDIA's bindings to its compiler, cuda-bindings, are not installed", ADD_CUPY
-    driver, reason = find_driver()
-    if driver is None:
-        return reason, "run on a machine with an NVIDIA GPU and its driver; backend='numba' serves NumPy arrays here"
     cuda = _CUPY.get(name) or int(bindings.partition(".")[0])
-    if driver.version[0] < cuda:
-        return (
-            f"the driver serves CUDA {driver.version[0]}.{driver.version[1]}, and the CuPy installed needs CUDA {cuda}",
-            f'update the driver, or pip uninstall {name} and pip install "fastgd[cupy12]"'
-            if driver.version[0] == 12
-            else "update the driver",
-        )
-    if not driver.devices:
-        return (
-            "the driver has no GPU to offer",
-            "unset CUDA_VISIBLE_DEVICES if it hides them; in a container or a batch job, ask for a GPU",
-        )
-    oldest = (7, 5) if cuda >= 13 else (7, 0)
-    if max(device.capability for device in driver.devices) < oldest:
-        found = ", ".join(f"{d.name} has {d.capability[0]}.{d.capability[1]}" for d in driver.devices)
-        older = 'pip install "fastgd[cupy12]" serves from 7.0 on, else ' if cuda >= 13 else ""
-        return (
-            f"CUDA {cuda} needs compute capability {oldest[0]}.{oldest[1]}, and {found}",
-            f"{older}use a newer GPU; backend='numba' serves NumPy arrays here",
-        )
+    refused = _driver_refusal("CuPy", cuda, f'pip uninstall {name} and pip install "fastgd[cupy12]"')
+    if refused is not None:
+        return refused
     from fastgd.kernels.cubin import nvrtc_version
 
     try:
@@ -154,6 +124,59 @@ def cupy_refusal() -> tuple[str, str] | None:
     return None
 
 
+def numba_cuda_refusal() -> tuple[str, str] | None:
+    """Tell why backend ``"numba-cuda"`` cannot serve here; as `cupy_refusal`."""
+    version = _version("numba-cuda") if util.find_spec("numba_cuda") is not None else None
+    if version is None:
+        return "numba-cuda is not installed, and the target that Numba brings is not served", ADD_NUMBA_CUDA
+    if tuple(map(int, version.split(".")[:2])) < (0, 30):
+        return f"numba-cuda {version} is installed, and 0.30 is the oldest that serves", ADD_NUMBA_CUDA
+    cuda = int((_version("cuda-bindings") or "13").partition(".")[0])
+    return _driver_refusal("numba-cuda", cuda, 'pip install "fastgd[cuda12]" in a new environment')
+
+
+def _driver_refusal(library: str, cuda: int, older: str) -> tuple[str, str] | None:
+    """Tell why a library that is built for a major version of CUDA cannot serve with the driver and GPUs of here.
+
+    Parameters
+    ----------
+    library, cuda
+        The library and that version.
+    older
+        What installs the one of CUDA 12.
+    """
+    driver, reason = find_driver()
+    if driver is None:
+        return reason, "run on a machine with an NVIDIA GPU and its driver; backend='numba' serves NumPy arrays here"
+    if driver.version[0] < cuda:
+        return (
+            f"the driver serves CUDA {driver.version[0]}.{driver.version[1]}, and the {library} installed needs "
+            f"CUDA {cuda}",
+            f"update the driver, or {older}" if driver.version[0] == 12 else "update the driver",
+        )
+    if not driver.devices:
+        return (
+            "the driver has no GPU to offer",
+            "unset CUDA_VISIBLE_DEVICES if it hides them; in a container or a batch job, ask for a GPU",
+        )
+    oldest = (7, 5) if cuda >= 13 else (7, 0)
+    if max(device.capability for device in driver.devices) < oldest:
+        found = ", ".join(f"{d.name} has {d.capability[0]}.{d.capability[1]}" for d in driver.devices)
+        way = f"{older} serves from 7.0 on, else " if cuda >= 13 else ""
+        return (
+            f"CUDA {cuda} needs compute capability {oldest[0]}.{oldest[1]}, and {found}",
+            f"{way}use a newer GPU; backend='numba' serves NumPy arrays here",
+        )
+    return None
+
+
+def lender_backend() -> Backend:
+    """Give the backend for arrays that other libraries lend from a GPU: CuPy's, unless numba-cuda alone is there."""
+    if "cupy" in _SERVING or util.find_spec("cupy") is not None:
+        return "cupy"
+    return "numba-cuda" if "numba-cuda" in _SERVING or util.find_spec("numba_cuda") is not None else "cupy"
+
+
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
@@ -161,8 +184,15 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def resolve(name: str, *, gpu: bool = False) -> Backend:
-    """Turn the name a user gave into a backend that serves arrays of the host, or of a GPU.
+def resolve(name: str, auto: Backend = "numba") -> Backend:
+    """Turn the name a user gave into a backend that serves.
+
+    Parameters
+    ----------
+    name
+        As given.
+    auto
+        What serves where the arrays lie.
 
     Raises
     ------
@@ -170,9 +200,10 @@ def resolve(name: str, *, gpu: bool = False) -> Backend:
         If the name is unknown, or the backend cannot serve; with the reason and the remedy.
     """
     if name == "auto":
-        name = "cupy" if gpu else "numba"
+        name = auto
     if name not in _NAMES:
-        hint = "; CuPy's arrays are served by 'cupy'" if str(name).lower() in ("cuda", "gpu") else ""
+        cuda = str(name).lower() in ("cuda", "gpu")
+        hint = "; CuPy's arrays are served by 'cupy', Numba's by 'numba-cuda'" if cuda else ""
         known = ", ".join(map(repr, _NAMES))
         raise BackendUnavailable(f"backend must be 'auto' or one of {known}, given {name!r}{hint}")
     refuse_missing(name)
@@ -250,31 +281,43 @@ class HostMaker:
         return None
 
 
-class _CupyMaker:
-    """Makes sweeps over arrays of a GPU."""
+@dataclass(frozen=True)
+class GpuMaker:
+    """Makes sweeps over arrays of a GPU.
 
-    def __call__(
+    Attributes
+    ----------
+    backend
+        Its name.
+    gpu
+        The launcher; see `fastgd.kernels.cuda_sweep.Gpu`.
+    """
+
+    backend: Backend
+    gpu: Any
+
+    def __call__(  # noqa: D102  # as of Maker
         self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
     ) -> SweepOnArrays:
-        from fastgd.kernels.cuda_cupy import CupySweep
+        from fastgd.kernels.cuda_sweep import GpuSweep
 
-        return CupySweep(sweep, sizes, rows, scalars, label)
+        return GpuSweep(self.gpu, sweep, sizes, rows, scalars, label)
 
-    def between(self, terms: Terms, sweeps: Sequence[Any], rows: Sequence[NDArray[Any]]) -> Between:
-        from fastgd.kernels.cuda_between import CupyBetween
+    def between(self, terms: Terms, sweeps: Sequence[Any], rows: Sequence[NDArray[Any]]) -> Between:  # noqa: D102
+        from fastgd.kernels.cuda_between import GpuBetween
 
-        return CupyBetween(terms, sweeps)
+        return GpuBetween(terms, sweeps)
 
-    def matrix(self, title: str) -> None:
+    def matrix(self, title: str) -> None:  # noqa: D102  # as of Maker
         raise HyperparameterError(
-            f"{title} works on whole matrices, which backend 'cupy' does not serve yet: move the parameters to the "
-            "host, or take a rule of elements such as AdamW"
+            f"{title} works on whole matrices, which backend {self.backend!r} does not serve yet: move the parameters "
+            "to the host, or take a rule of elements such as AdamW"
         )
 
-    def clip(self, sweep: Any, function: Sweep, dtype: np.dtype[Any]) -> Any:
-        from fastgd.kernels.cuda_between import CupyClip
+    def clip(self, sweep: Any, function: Sweep, dtype: np.dtype[Any]) -> Any:  # noqa: D102  # as of Maker
+        from fastgd.kernels.cuda_between import GpuClip
 
-        return CupyClip(sweep, function, dtype)
+        return GpuClip(sweep, function, dtype)
 
 
 def maker(backend: Backend, threads: int | None) -> Maker:
@@ -292,7 +335,9 @@ def maker(backend: Backend, threads: int | None) -> Maker:
 
         return HostMaker(NumpySweep)
     if backend == "cupy":
-        return _CupyMaker()
+        return GpuMaker(backend, import_module("fastgd.kernels.cuda_cupy"))
+    if backend == "numba-cuda":
+        return GpuMaker(backend, import_module("fastgd.kernels.cuda_numba"))
     from fastgd.kernels.cpu import CpuSweep
     from fastgd.kernels.cpu_threads import available_threads, config
 

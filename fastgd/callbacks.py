@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fastgd.checks import checked_choice, checked_number, checked_whole
 from fastgd.kernels.errors import HyperparameterError
+from fastgd.memory import copy_into, copy_of
 from fastgd.optimizer import Optimizer
 
 
@@ -142,14 +143,14 @@ class EarlyStopping(Callback):
         if losses[-1] < self.best - self.min_delta:  # never true of NaN
             self.best, self.best_epoch = losses[-1], training.epoch
             if self.restore_best:
-                self._kept = training.params.flat.copy()
+                self._kept = copy_of(training.params.flat)
         elif training.epoch - self.best_epoch >= self.patience:
             training.stop = f"early stopping: no fall since epoch {self.best_epoch}"
 
     def on_end(self, training: Training) -> None:
         """Put the best parameters back."""
         if self._kept is not None:
-            training.params.flat[:] = self._kept
+            copy_into(training.params.flat, self._kept)
 
 
 class ReduceOnPlateau(Callback):

@@ -34,7 +34,7 @@ class CapturedStep:
         self._graphs: dict[int, _Recorded] = {}
 
     def replay(self, scale: float = 1.0) -> None:
-        """Take a step: launch the graph, on CuPy's current stream.
+        """Take a step: launch the graph, on the stream of a step.
 
         Parameters
         ----------
@@ -53,7 +53,7 @@ class CapturedStep:
 
         A tail whose average moves at some steps only has two programs, which may alternate: each keeps its graph.
         """
-        from fastgd.kernels.cuda_cupy import record, run_all
+        from fastgd.kernels.cuda_sweep import run_all
 
         program, check = layout.program, layout.check
         program.upload()
@@ -64,7 +64,7 @@ class CapturedStep:
             check.sees_no_norm()
         known = self._graphs.get(id(program))
         if known is None or not known.is_of(parts):
-            graph, memory = record(self._before, [launch for part in parts for launch in part])
+            graph, memory = sweeps[0].gpu.record(self._before, [launch for part in parts for launch in part])
             known = self._graphs[id(program)] = _Recorded(program, parts, graph, memory)
         counted = partial(run_all, [known.graph.launch, *(sweep.count for sweep in sweeps)])
         return [counted, *(launch.keep for launch in program.launches)]

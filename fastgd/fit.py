@@ -15,7 +15,7 @@ from fastgd.callbacks import Callback, History, Training
 from fastgd.checks import checked_whole
 from fastgd.flat import FlatParams
 from fastgd.kernels.errors import ArrayError, HyperparameterError
-from fastgd.memory import namespace, on_gpu
+from fastgd.memory import copy_into, copy_of, namespace, on_gpu
 from fastgd.optimizer import Optimizer
 
 log = logging.getLogger("fastgd")
@@ -152,9 +152,9 @@ def _train(
         history.seconds.append(spent)
         history.steps.append(taken)
         if held_out is not None:
-            kept = params.grad.flat.copy()
+            kept = copy_of(params.grad.flat)
             history.val_loss.append(float(loss_and_grad(params, *held_out)))
-            params.grad.flat[:] = kept
+            copy_into(params.grad.flat, kept)
         for callback in callbacks:
             callback.on_epoch(training)
 

@@ -11,7 +11,20 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastgd.backend import resolve
 from fastgd.kernels.errors import ArrayError
-from fastgd.memory import ALIGNMENT, as_array, copy_into, is_own, on_gpu, to_host, zeros
+from fastgd.memory import (
+    ALIGNMENT,
+    Memory,
+    as_array,
+    backend_of,
+    copy_into,
+    is_own,
+    memory_of,
+    memory_of_backend,
+    on_gpu,
+    to_host,
+    view,
+    zeros,
+)
 
 
 class Segment(NamedTuple):
@@ -46,15 +59,15 @@ class Block(Mapping[str, Any]):
     Attributes
     ----------
     flat : ndarray
-        The block, 1-D, NumPy's or CuPy's. Between segments lies padding, which stays zero.
+        The block, 1-D, NumPy's, CuPy's or numba-cuda's. Between segments lies padding, which stays zero.
     segments : tuple of Segment
         Name, offset, size and shape of each array.
     """
 
-    def __init__(self, segments: tuple[Segment, ...], dtype: np.dtype[Any], *, gpu: bool = False) -> None:
+    def __init__(self, segments: tuple[Segment, ...], dtype: np.dtype[Any], memory: Memory = "numpy") -> None:
         self._segments = segments
-        self._flat: Any = zeros(extent(segments), dtype, gpu=gpu)
-        self._views = {s.name: self._flat[s.offset : s.offset + s.size].reshape(s.shape) for s in segments}
+        self._flat: Any = zeros(extent(segments), dtype, memory)
+        self._views = {s.name: view(self._flat, s.offset, s.shape) for s in segments}
 
     @property
     def flat(self) -> Any:
@@ -94,11 +107,11 @@ class Block(Mapping[str, Any]):
         return len(self._views)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Block:
-        return _block(self._segments, self.dtype.name, self._flat, on_gpu(self._flat))
+        return _block(self._segments, self.dtype.name, self._flat, memory_of(self._flat))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # by the block: the views, pickled one by one, would come back as arrays of their own
-        return _block, (self._segments, self.dtype.name, to_host(self._flat), on_gpu(self._flat))
+        return _block, (self._segments, self.dtype.name, to_host(self._flat), memory_of(self._flat))
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -123,8 +136,8 @@ class FlatParams(Block):
     dtype : dtype, optional
         ``float32`` or ``float64``. By default the common dtype of the arrays, and float32 for shapes alone.
     backend : str
-        Where the memory lies: ``"numpy"`` and ``"numba"``: the host's; ``"cupy"``: the current GPU's; ``"auto"``: where
-        the arrays given lie, for shapes alone the host's.
+        Where the memory lies: ``"numpy"`` and ``"numba"``: the host's; ``"cupy"`` and ``"numba-cuda"``: the current
+        GPU's, as arrays of these libraries; ``"auto"``: where the arrays given lie, for shapes alone the host's.
 
     Attributes
     ----------
@@ -158,14 +171,14 @@ class FlatParams(Block):
     ) -> None:
         if not isinstance(arrays, Mapping):
             raise ArrayError(f"FlatParams takes a mapping of names to arrays or shapes, given {type(arrays).__name__}")
-        self.backend = resolve(backend, gpu=any(map(on_gpu, arrays.values())))
+        self.backend = resolve(backend, backend_of(list(arrays.values())))
         given = {name: _array_or_shape(name, value) for name, value in arrays.items()}
         values = {name: v for name, v in given.items() if not isinstance(v, tuple)}
         common = _dtype(dtype, values)
         shapes = {name: v if isinstance(v, tuple) else v.shape for name, v in given.items()}
-        gpu = self.backend == "cupy"
-        super().__init__(lay_out(shapes), common, gpu=gpu)
-        self._grad = Block(self._segments, common, gpu=gpu)
+        memory = memory_of_backend(self.backend)
+        super().__init__(lay_out(shapes), common, memory)
+        self._grad = Block(self._segments, common, memory)
         for name, value in values.items():
             self[name] = value
 
@@ -194,8 +207,8 @@ class FlatParams(Block):
         return _restore, (shapes, self.dtype.name, self.backend, to_host(self.flat), to_host(self.grad.flat))
 
 
-def _block(segments: tuple[Segment, ...], dtype: str, flat: Any, gpu: bool) -> Block:
-    block = Block(segments, np.dtype(dtype), gpu=gpu)
+def _block(segments: tuple[Segment, ...], dtype: str, flat: Any, memory: Memory) -> Block:
+    block = Block(segments, np.dtype(dtype), memory)
     copy_into(block.flat, flat)
     return block
 

@@ -32,7 +32,7 @@ from fastgd.kernels.plan import Plan, plan
 from fastgd.kernels.rule import Rule, state_name, step_number
 from fastgd.kernels.rules import RULES
 from fastgd.launch import Launch
-from fastgd.memory import address, as_array, refuse_elsewhere
+from fastgd.memory import address, as_array, backend_of, device_of, entry, memory_of, view
 from fastgd.targets import Arrays, Targets
 
 __all__ = sorted(f"{name}_" for name in RULES)
@@ -57,7 +57,7 @@ class _Call:
 
     def __init__(self, form: _Form, rule: Rule, parameters: NDArray[Any]) -> None:
         targets = Targets.of([{"params": parameters}], True)
-        make = maker("cupy" if targets.gpu else "numba", None)
+        make = maker(backend_of(parameters), None)
         self._launch = Launch(form.plan, {0: rule}, [0], targets, make)
         self._launch_all = self._launch.compile()
         self._addresses = [0] * (2 + len(form.plan.states))
@@ -81,7 +81,7 @@ class _Call:
                 raise ArrayError(f"{one} and {other} must not share memory: a step would read what it has written")
         for k, (name, array) in enumerate(zip(names, arrays, strict=True)):
             if addresses[k] != self._addresses[k]:
-                held = [array.reshape(-1) if array.ndim != 1 else array]
+                held = [view(array, 0, (array.size,)) if array.ndim != 1 else array]
                 self._launch.bind(name, Arrays(held, _WHOLE))
                 held.clear()  # the caller's memory is not kept alive between calls; addresses are compared at each
         self._addresses = addresses
@@ -107,7 +107,7 @@ class _Form:
     def __init__(self, rule: Rule) -> None:
         self.plan = plan(rule)
         self.written = frozenset(a for sweep in self.plan.steps for a in sweep.writes)
-        self._idle: dict[tuple[int, str, int | None], list[_Call]] = {}
+        self._idle: dict[tuple[int, str, str, int | None], list[_Call]] = {}
         self._shapes: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
 
     def take(self, given: Sequence[Any], title: str) -> dict[str, NDArray[Any]]:
@@ -124,12 +124,15 @@ class _Form:
             raise ArrayError(
                 f"{title} with these options takes {', '.join(shapes)} and t: {len(shapes)} arrays, given {len(given)}"
             )
-        arrays = {n: as_array(x, n, writeable=n in self.written) for n, x in zip(shapes, given, strict=True)}
+        whose = memory_of(first)
+        arrays = {
+            n: as_array(x, n, writeable=n in self.written, memory=whose) for n, x in zip(shapes, given, strict=True)
+        }
         for name, array in arrays.items():
             if array.shape != shapes[name]:
                 whose = "the shape of p, " if shapes[name] == first.shape else "shape "
                 raise ArrayError(f"{name} must have {whose}{shapes[name]}, given {array.shape}")
-            if isinstance(array, np.ndarray) != isinstance(first, np.ndarray):
+            if memory_of(array) != whose:
                 raise ArrayError(f"{name} must lie in the memory of p, one of both is on a GPU: move it")
             if array.dtype != first.dtype:
                 raise ArrayError(f"{name} must have the dtype of p, {first.dtype}, given {array.dtype}")
@@ -147,7 +150,7 @@ class _Form:
         """Launch that no other call is using, on whatever thread, and the list to which it is given back."""
         if self.plan.matrix is not None:  # it would keep the caller's memory alive
             return _Call(self, rule, first), []
-        key = first.size, first.dtype.char, None if isinstance(first, np.ndarray) else first.device.id
+        key = first.size, first.dtype.char, memory_of(first), device_of(first)
         if len(self._idle) > _MOST_SIZES:
             self._idle.clear()
         idle = self._idle.setdefault(key, [])
@@ -197,7 +200,7 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
                 f"{arrays['p'].shape}: call the function of another rule for it"
             )
         if not isinstance(arrays["p"], np.ndarray):
-            refuse_elsewhere(name, arrays["p"].device.id)
+            entry(arrays["p"], backend_of(arrays["p"]))(name)
         call, idle = form.borrow(rule, arrays["p"])
         call.bind(list(arrays), list(arrays.values()))
         call.prepare(0, rule, step, {"gscale": scale})

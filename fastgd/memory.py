@@ -1,20 +1,56 @@
-"""Arrays in memory, of the host or of a GPU: what is asked of both alike, with CuPy loaded only where it is needed."""
+"""Arrays in memory, of the host or of a GPU: what is asked of all alike. A GPU's library is loaded where it is needed.
+
+Each array stays what it is: NumPy's, CuPy's or numba-cuda's. What another library lends is taken as one of these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib import import_module
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.backend import refuse_missing
+from fastgd.backend import Backend, lender_backend, refuse_missing
 from fastgd.kernels.errors import ArrayError, BackendUnavailable
 
 ALIGNMENT = 64
 """Bytes to which a block is aligned, and elements to which a segment's start is."""
 
+Memory = Literal["numpy", "cupy", "numba"]
+"""Whose an array is: on the host NumPy's, on a GPU CuPy's or numba-cuda's."""
+
 _CUDA = (2, 13)  # device types of DLPack: a GPU's memory, and managed memory
+_OF_BACKEND: dict[str, Memory] = {"numpy": "numpy", "numba": "numpy", "cupy": "cupy", "numba-cuda": "numba"}
+
+
+def memory_of_backend(backend: Backend) -> Memory:
+    """Tell in whose memory a backend puts arrays that are made for it."""
+    return _OF_BACKEND[backend]
+
+
+def memory_of(array: Any) -> Memory:
+    """Tell whose an array is, of those that `is_own` knows."""
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    return "numba" if _library(array) == "numba" else "cupy"
+
+
+def _library(value: object) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+@cache
+def _gpu(memory: Memory) -> Any:
+    """Give the module of what is asked of a GPU's arrays."""
+    return import_module(f"fastgd.kernels.{memory}_arrays")
+
+
+def _of(array: Any) -> Any:
+    return _gpu(memory_of(array))
 
 
 def on_gpu(value: object) -> bool:
@@ -31,15 +67,26 @@ def on_gpu(value: object) -> bool:
         return False
 
 
-def any_on_gpu(params: Any) -> bool:
-    """Whether one of the arrays in a user's parameters, of any form, lies in a GPU's memory."""
+def _on_gpu_in(params: Any) -> Any:
+    """Find an array in a user's parameters, of any form, that lies on a GPU; None where there is none."""
     if hasattr(params, "flat") and hasattr(params, "segments"):  # a FlatParams
-        return on_gpu(params.flat)
+        params = params.flat
     if isinstance(params, Mapping):
-        return any_on_gpu(params["params"]) if "params" in params else any(map(on_gpu, params.values()))
+        params = [params["params"]] if "params" in params else list(params.values())
     if isinstance(params, list | tuple):
-        return any(any_on_gpu(p) if isinstance(p, Mapping) else on_gpu(p) for p in params)
-    return on_gpu(params)
+        return next((a for a in map(_on_gpu_in, params) if a is not None), None)
+    return params if on_gpu(params) else None
+
+
+def backend_of(params: Any) -> Backend:
+    """Give the backend that serves parameters where they lie, of any form."""
+    array = _on_gpu_in(params)
+    if array is None:
+        return "numba"
+    library = _library(array)
+    if library == "numba":
+        return "numba-cuda"
+    return "cupy" if library == "cupy" else lender_backend()
 
 
 def refuse_other_memory(backend: str, params: Any) -> None:
@@ -50,21 +97,32 @@ def refuse_other_memory(backend: str, params: Any) -> None:
     BackendUnavailable
         With the way out.
     """
-    gpu = any_on_gpu(params)
-    if gpu == (backend == "cupy"):
+    array = _on_gpu_in(params)
+    if array is None and backend in ("numpy", "numba"):
         return
-    if gpu:
-        where, ways = "on a GPU", "backend='auto', or copies on the host, as of params.to('numpy') and x.get()"
+    if array is None:
+        where = "on the host"
+        copy = "cupy.asarray(x)" if backend == "cupy" else "cuda.to_device(x)"
+        ways = f"copies on a GPU, as of params.to({backend!r}) and {copy}"
+    elif backend in ("numpy", "numba"):
+        where = "on a GPU"
+        copy = "x.copy_to_host()" if _library(array) == "numba" else "x.get()"
+        ways = f"copies on the host, as of params.to('numpy') and {copy}"
+    elif backend == "cupy" and _library(array) == "numba":
+        where = "of numba-cuda"
+        ways = "cupy.asarray(x), which shares their memory"
     else:
-        where, ways = "on the host", "backend='auto', or copies on a GPU, as of params.to('cupy') and cupy.asarray(x)"
-    raise BackendUnavailable(f"backend {backend!r} does not serve arrays {where}, where params lie: pass {ways}")
+        return
+    raise BackendUnavailable(
+        f"backend {backend!r} does not serve arrays {where}, where params lie: pass backend='auto', or {ways}"
+    )
 
 
 def is_own(value: object) -> bool:
-    """Whether an array is NumPy's or CuPy's, whose memory stays its own, and none that another library lends."""
-    if isinstance(value, np.ndarray):
+    """Whether an array is NumPy's, CuPy's or numba-cuda's, whose memory stays its own, and none that is lent."""
+    if isinstance(value, np.ndarray) or _library(value) == "cupy":
         return True
-    return type(value).__module__.partition(".")[0] == "cupy"
+    return _library(value) == "numba" and hasattr(value, "__cuda_ndarray__")
 
 
 def place(value: Any) -> tuple[Any, ...] | None:
@@ -78,26 +136,55 @@ def place(value: Any) -> tuple[Any, ...] | None:
         return None
 
 
-def refuse_other_stream(value: Any, what: str) -> None:
-    """Refuse a GPU's tensor of torch where torch would order its work on another stream than CuPy's current one.
+def refuse_other_stream(value: Any, what: str, params: Any) -> None:
+    """Refuse an array of another library, such as torch, where that would order its work on another stream.
+
+    Parameters
+    ----------
+    value, what
+        The array, and what it is, for the message.
+    params
+        One of the parameters: work on them goes to the current stream of their library.
 
     Raises
     ------
     ArrayError
         If it would.
     """
-    from fastgd.kernels.cuda_arrays import refuse_other_stream
+    _of(params).refuse_other_stream(value, what)
 
-    refuse_other_stream(value, what)
+
+def entry(array: Any, backend: Backend) -> Callable[[str], None]:
+    """Give what begins a call's work on a GPU where an array lies, on the current stream of the array's library.
+
+    It takes what is called, and raises ArrayError if another device is the current one, FastGDError if the stream is
+    captured.
+    """
+    arrays = _of(array)
+    enter: Callable[[str], None] = partial(arrays.enter, array, arrays.device_of(array))
+    if backend != "numba-cuda" or memory_of(array) == "numba":
+        return enter
+    launcher = _gpu("numba")
+
+    def enter_on_stream(what: str) -> None:
+        enter(what)
+        launcher.work_on(launcher.stream_of(array))
+
+    return enter_on_stream
 
 
 def address(array: Any) -> int:
     """Address of an array's first element."""
-    where: int = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    where: int = array.ctypes.data if isinstance(array, np.ndarray) else _of(array).address(array)
     return where
 
 
-def zeros(size: int, dtype: np.dtype[Any], *, gpu: bool = False) -> Any:
+def device_of(array: Any) -> int | None:
+    """Give the number of the GPU on which an array lies; None for the host."""
+    return None if isinstance(array, np.ndarray) else _of(array).device_of(array)
+
+
+def zeros(size: int, dtype: np.dtype[Any], memory: Memory = "numpy") -> Any:
     """1-D array of zeros that starts at a multiple of 64 bytes; on a GPU of 256.
 
     Raises
@@ -105,58 +192,55 @@ def zeros(size: int, dtype: np.dtype[Any], *, gpu: bool = False) -> Any:
     MemoryError
         If it does not fit.
     """
-    if gpu:
-        from fastgd.kernels.cuda_arrays import device_zeros
-
-        return device_zeros(size, dtype)
+    if memory != "numpy":
+        return _gpu(memory).zeros(size, dtype)
     raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
-def refuse_elsewhere(what: str, device: int) -> None:
-    """Refuse to be called on another device than the arrays' one, or while CuPy's current stream is captured.
-
-    Raises
-    ------
-    ArrayError, FastGDError
-        If it is.
-    """
-    from fastgd.kernels.cuda_arrays import refuse_capture, refuse_other_device
-
-    refuse_other_device(what, device)
-    refuse_capture(what)
+def view(array: Any, start: int, shape: tuple[int, ...]) -> Any:
+    """View of a contiguous array's elements from `start` on, in a shape."""
+    if not isinstance(array, np.ndarray):
+        return _of(array).view(array, start, shape)
+    return array.reshape(-1)[start : start + math.prod(shape)].reshape(shape)
 
 
 def namespace(array: Any) -> Any:
-    """Give the library, NumPy or CuPy, whose functions take an array."""
-    if isinstance(array, np.ndarray):
-        return np
-    from fastgd.kernels import cuda_arrays
+    """Give the library, NumPy or CuPy, whose functions take an array.
 
-    return cuda_arrays.namespace()
+    Raises
+    ------
+    BackendUnavailable
+        For arrays of numba-cuda, which has none.
+    """
+    return np if isinstance(array, np.ndarray) else _of(array).namespace()
 
 
 def to_host(array: Any) -> NDArray[Any]:
     """Copy an array to the host's memory."""
-    copied: NDArray[Any] = array.copy() if isinstance(array, np.ndarray) else array.get()
+    copied: NDArray[Any] = array.copy() if isinstance(array, np.ndarray) else _of(array).to_host(array)
     return copied
+
+
+def copy_of(array: Any) -> Any:
+    """Copy an array where it lies."""
+    return array.copy() if isinstance(array, np.ndarray) else _of(array).copy_of(array)
+
+
+def _taken(values: Any) -> Any:
+    return values if is_own(values) else as_array(values, "values", writeable=False)
 
 
 def copy_into(array: Any, values: Any) -> None:
     """Copy values of the array's shape, or a number, into an array, whichever memory either lies in."""
     if isinstance(array, np.ndarray):
-        array[...] = to_host(values) if on_gpu(values) else values
+        array[...] = to_host(_taken(values)) if on_gpu(values) else values
         return
-    if not on_gpu(values):
-        from fastgd.kernels.cuda_arrays import to_device
-
-        given = np.asarray(values, array.dtype, order="C")
-        values = to_device(given) if given.ndim else given.item()  # a number goes along with a kernel: nobody waits
-    array[...] = values
+    _of(array).assign(array, values if on_gpu(values) else np.asarray(values))
 
 
-def as_array(value: object, what: str, *, writeable: bool = True) -> Any:
+def as_array(value: object, what: str, *, writeable: bool = True, memory: Memory | None = None) -> Any:
     """Take an array as it lies in memory: NumPy's, CuPy's, or what another library lends through DLPack.
 
     Parameters
@@ -167,6 +251,8 @@ def as_array(value: object, what: str, *, writeable: bool = True) -> Any:
         What it is, for the message of an error.
     writeable
         Whether it is going to be written.
+    memory
+        Whose array of a GPU it is to become, if not its own library's.
 
     Raises
     ------
@@ -177,10 +263,10 @@ def as_array(value: object, what: str, *, writeable: bool = True) -> Any:
         If it lies on a GPU that cannot be served.
     """
     if on_gpu(value):
-        refuse_missing("cupy")
-        from fastgd.kernels.cuda_arrays import as_device_array
-
-        return as_device_array(value, what, writeable=writeable)
+        backend = backend_of(value)
+        refuse_missing(backend)
+        whose = memory_of_backend(backend) if memory in (None, "numpy") else memory
+        return _gpu(whose).as_device_array(value, what, writeable=writeable)
     array = _lent(value, what) if not isinstance(value, np.ndarray) else value
     if type(array) not in (np.ndarray, np.memmap):
         raise ArrayError(f"{what} must be a plain ndarray, given {type(array).__name__}: pass np.asarray(x)")

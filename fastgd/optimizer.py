@@ -24,7 +24,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
-from fastgd.memory import any_on_gpu, copy_into, is_own, refuse_elsewhere, refuse_other_memory, to_host
+from fastgd.memory import backend_of, copy_into, entry, is_own, refuse_other_memory, to_host
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
@@ -32,6 +32,10 @@ from fastgd.targets import Arrays
 _NOTHING: Any = object()  # no gradients bound yet; None stands for the parameters' own
 
 _ALIVE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def _begin_nowhere(what: str) -> None:
+    """Begin nothing: there are no arrays that lie anywhere."""
 
 
 def _after_fork() -> None:
@@ -150,7 +154,7 @@ class Optimizer:
             on_nonfinite=on_nonfinite,
             zero_grad=zero_grad,
         )
-        self.backend = resolve(backend, gpu=any_on_gpu(params))
+        self.backend = resolve(backend, backend_of(params))
         refuse_other_memory(self.backend, params)
         self._threads = threads
         self._rule = rule
@@ -160,7 +164,9 @@ class Optimizer:
         self._changes = Changes()
         terms = Terms(rule, self._schedules, self._settings, maker(self.backend, threads), self._changes)
         self._layout = Layout.of(params, terms)
-        self._gpu = self._layout.targets.gpu
+        arrays = self._layout.targets.parameters.arrays
+        self._gpu = self._layout.targets.memory != "numpy"
+        self._begin_on_gpu = entry(arrays[0], self.backend) if self._gpu and arrays else _begin_nowhere
         self._built_from = params, len(self._layout.groups)  # for a copy; more groups may follow
         dtype = self._layout.targets.dtype
         self._largest = float(np.finfo(dtype).max)
@@ -304,7 +310,7 @@ class Optimizer:
             if self._begun != self._t:
                 self._settle()
             if self._gpu:
-                self._refuse_elsewhere("step()")
+                self._begin_on_gpu("step()")
             layout = self._layout
             if layout.targets.foreign:
                 layout.targets.refuse_moved()
@@ -324,12 +330,6 @@ class Optimizer:
             if layout.check is not None and layout.check.clips_unseen:
                 layout.check.clip_unseen()
             self._run(t, runs)
-
-    def _refuse_elsewhere(self, what: str) -> None:
-        """Refuse to work on a GPU's memory on another device, or while it would be recorded."""
-        device = self._layout.targets.device
-        if device is not None:
-            refuse_elsewhere(what, device)
 
     def _run(self, t: int, runs: Sequence[Callable[[], None]], whole: Callable[[], None] | None = None) -> None:
         """Write: run what makes step `t`; `whole` is the one of these that runs all sweeps, where there is one."""
@@ -505,7 +505,7 @@ class Optimizer:
                     f"capture() cannot record a step that reads a flag, given on_nonfinite={self.on_nonfinite!r}: "
                     "build the optimizer with 'propagate'"
                 )
-            self._refuse_elsewhere("capture()")
+            self._begin_on_gpu("capture()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             if before is not None and not callable(before):
                 raise HyperparameterError(f"before must be callable, given {before!r}")
@@ -519,7 +519,7 @@ class Optimizer:
     def _replay(self, captured: CapturedStep, scale: float) -> None:
         with self._lock:
             self._settle()
-            self._refuse_elsewhere("replay()")
+            self._begin_on_gpu("replay()")
             if self.accumulated:
                 raise ArrayError(
                     f"a captured step has gradients of its own, given {self.accumulated} that are accumulated: call "
@@ -608,7 +608,7 @@ class Optimizer:
     def _run_aside(self, name: str, gradients: Arrays | None, scale: float, done: Callable[[], None]) -> None:
         """Run a sweep beside the step, wholly, and then `done`."""
         if self._gpu:
-            self._refuse_elsewhere(f"{'update_' * (name == 'hessian')}{name}()")
+            self._begin_on_gpu(f"{'update_' * (name == 'hessian')}{name}()")
         if self._changes.pending:
             self._reread()
         layout = self._layout
@@ -661,7 +661,7 @@ class Optimizer:
         with self._lock:
             self._settle()
             if self._gpu:
-                self._refuse_elsewhere("accumulate()")
+                self._begin_on_gpu("accumulate()")
             gradients = self._layout.targets.gradients(grads, writeable=self._settings.zero_grad)
             factor = self._checked_scale(scale)
             summed = self._layout.summed()
@@ -738,7 +738,7 @@ class Optimizer:
         with self._lock:
             self._settle()
             if self._gpu:
-                self._refuse_elsewhere("report()")
+                self._begin_on_gpu("report()")
             gradients = self._accumulated_or(grads, writeable=False)
             scale = self._checked_scale(scale)
             if self._changes.pending:
@@ -787,7 +787,7 @@ class Optimizer:
                     "step() or zero_grad() first"
                 )
             if self._gpu:
-                self._refuse_elsewhere("add_param_group()")
+                self._begin_on_gpu("add_param_group()")
             new = self._layout.with_group(group, self._t)
             self._given, self._leaves, self._gradients = _NOTHING, [], None
             self._layout = new  # at once: Ctrl-C leaves the old one or the new

@@ -61,7 +61,7 @@ def lay_out_states(program: Program, targets: Targets) -> dict[str, StateArray]:
                 for s in launch.segments:
                     sizes[s] = _size(launch, name, targets.segments[s].shape)
         placed = lay_out({str(s): (size,) for s, size in enumerate(sizes)})
-        array = zeros(extent(placed), targets.dtype, gpu=targets.gpu)
+        array = zeros(extent(placed), targets.dtype, targets.memory)
         made[name] = StateArray(array, tuple(p.offset for p in placed), tuple(sizes))
     return made
 

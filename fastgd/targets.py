@@ -16,7 +16,21 @@ from numpy.typing import NDArray
 from fastgd.flat import Block, FlatParams, Segment, extent, lay_out
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.errors import ArrayError
-from fastgd.memory import address, any_on_gpu, as_array, copy_into, is_own, place, refuse_other_stream, to_host
+from fastgd.memory import (
+    Memory,
+    address,
+    as_array,
+    backend_of,
+    copy_into,
+    copy_of,
+    is_own,
+    memory_of,
+    memory_of_backend,
+    place,
+    refuse_other_stream,
+    to_host,
+    view,
+)
 
 
 class Arrays(NamedTuple):
@@ -90,19 +104,21 @@ class _Form:
     def _array(
         self, value: Any, title: str, shape: tuple[int, ...], dtype: np.dtype[Any] | None, writeable: bool
     ) -> Any:
-        array = as_array(value, title, writeable=writeable)
-        if dtype is not None and isinstance(array, np.ndarray) == self._on_gpu:
-            there, here = ("the host", "a GPU") if self._on_gpu else ("a GPU", "the host")
+        array = as_array(value, title, writeable=writeable, memory=None if dtype is None else self.memory)
+        on_host, ours_on_host = isinstance(array, np.ndarray), self.memory == "numpy"
+        if dtype is not None and on_host != ours_on_host:
+            there, here = ("a GPU", "the host") if ours_on_host else ("the host", "a GPU")
             raise ArrayError(f"{title} lies on {there} and the parameters on {here}: move it there")
         if array.shape != shape:
             raise ArrayError(f"{title} must have shape {shape}, given {array.shape}")
         if dtype is not None and array.dtype != dtype:
             raise ArrayError(f"{title} must have the parameters' dtype {dtype}, given {array.dtype}")
-        return array.reshape(-1)
+        return view(array, 0, (array.size,))
 
     @cached_property
-    def _on_gpu(self) -> bool:
-        return any_on_gpu(self.given)
+    def memory(self) -> Memory:
+        """Whose the arrays are."""
+        return memory_of_backend(backend_of(self.given))
 
     def leaves(self) -> list[Any]:
         """Arrays that the user gave, as they were given."""
@@ -115,8 +131,8 @@ class _Form:
         if isinstance(self.given, FlatParams):
             return self.given.copy()
         if self.keys is None:
-            return as_array(self.given, "params").copy()
-        copies = {key: as_array(self.given[key], "params").copy() for key in self.keys}
+            return copy_of(as_array(self.given, "params"))
+        copies = {key: copy_of(as_array(self.given[key], "params")) for key in self.keys}
         return copies if isinstance(self.given, Mapping) else list(copies.values())
 
 
@@ -150,11 +166,11 @@ class Targets:
         if len(dtypes) > 1:
             raise ArrayError(f"params must have one dtype, given {' and '.join(sorted(map(str, dtypes)))}")
         self.dtype: np.dtype[Any] = dtypes.pop() if dtypes else np.dtype(np.float32)
-        memories = {not isinstance(a, np.ndarray) for a in self.parameters.arrays}
+        memories = sorted({memory_of(a) for a in self.parameters.arrays} or {form.memory for form in forms})
         if len(memories) > 1:
-            raise ArrayError("params must lie in one memory, given arrays on the host and on a GPU")
-        self.gpu = any(any_on_gpu(form.given) for form in forms)
-        self.device: int | None = self.parameters.arrays[0].device.id if True in memories else None
+            where = "on the host and on a GPU" if "numpy" in memories else "of CuPy and of numba-cuda"
+            raise ArrayError(f"params must lie in one memory, given arrays {where}")
+        self.memory: Memory = memories[0] if memories else "numpy"
         lent = [leaf for form in self._forms for leaf in form.leaves() if not is_own(leaf)]
         self.foreign = [(value, address(as_array(value, "params")), place(value)) for value in lent]
         self._taken: list[tuple[int, int, str]] = []
@@ -225,8 +241,8 @@ class Targets:
         ArrayError
             If one of them lies elsewhere now.
         """
-        if self.gpu and self.foreign:
-            refuse_other_stream(self.foreign[0][0], "params")
+        if self.memory != "numpy" and self.foreign:
+            refuse_other_stream(self.foreign[0][0], "params", self.parameters.arrays[0])
         for value, before, there in self.foreign:
             if there is not None and place(value) == there:
                 continue
@@ -264,12 +280,12 @@ class Targets:
                 found += value
             else:
                 return None
-        lent = [value for value in found if not is_own(value)]
+        lent = [value for value in found if not is_own(value) or memory_of(value) != self.memory]
         places = [there for there in map(place, lent) if there is not None]
         if len(places) < len(lent):
             return None
-        if self.gpu and lent:
-            refuse_other_stream(lent[0], "grads")
+        if self.memory != "numpy" and lent:
+            refuse_other_stream(lent[0], "grads", self.parameters.arrays[0])
         return found, places
 
     def gradients(self, grads: Any, *, writeable: bool) -> Arrays:

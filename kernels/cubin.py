@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -52,8 +53,23 @@ def cubin(text: str, arch: str, label: str) -> Path:
     BackendUnavailable
         If NVRTC is not installed, does not know the architecture, or does not compile the text; with its log.
     """
-    key = hashlib.sha256("\0".join((text, arch, *OPTIONS, nvrtc_version())).encode()).hexdigest()[:32]
-    name = f"{label}-sm{arch}-{key}"
+    key = text, arch, *OPTIONS, nvrtc_version()
+    return stored(key, arch, label, lambda: _compiled(text, arch, label, "CUBIN"))
+
+
+def stored(key: Sequence[str], arch: str, label: str, make: Callable[[], bytes]) -> Path:
+    """Find machine code in the cache, or make it and put it there.
+
+    Parameters
+    ----------
+    key
+        All that the code depends on.
+    arch, label
+        As of `cubin`.
+    make
+        Compiles it.
+    """
+    name = f"{label}-sm{arch}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
     folder, reason = disk_cache.status()
     if folder is None:
         log.info("kernels are compiled anew in each process: %s", reason)
@@ -61,7 +77,7 @@ def cubin(text: str, arch: str, label: str) -> Path:
     found = _cached(folder, name)
     if found is not None:
         return found
-    content = _compiled(text, arch, label, "CUBIN")
+    content = make()
     file = f"{name}-{hashlib.sha256(content).hexdigest()}.cubin"
     try:
         disk_cache.write(folder / file, content)

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
-from functools import partial
 from typing import Any
 
-import cupy
 import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.kernels.between import Terms
-from fastgd.kernels.cuda_cupy import Call, Carried, CupySweep, grid, kernel, run_all
-from fastgd.kernels.cuda_source import THREADS, between_source, entry, sources_between
+from fastgd.kernels.cuda_source import THREADS, BetweenCode, codes_between
+from fastgd.kernels.cuda_sweep import Call, Carried, Gpu, GpuSweep, run_all
 from fastgd.kernels.language import Sweep
 
 
 class Scalars(MutableMapping[str, NDArray[np.float64]]):
     """Scalar states on the device, by name; read and set as arrays of the host."""
 
-    def __init__(self, starts: dict[str, NDArray[np.float64]]) -> None:
+    def __init__(self, gpu: Gpu, starts: dict[str, NDArray[np.float64]]) -> None:
+        self._gpu = gpu
         self._names = list(starts)
-        self.array = cupy.asarray(np.array([*starts.values()], np.float64) if starts else np.zeros((0, 1)))
+        self.array = gpu.to_device(np.array([*starts.values()], np.float64) if starts else np.zeros((0, 1)))
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         if name not in self._names:
             raise KeyError(name)
-        values: NDArray[np.float64] = self.array[self._names.index(name)].get()
-        return values
+        return self._gpu.to_host(self.array[self._names.index(name)])
 
     def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
-        self.array[self._names.index(name)].set(np.ascontiguousarray(values, np.float64))
+        self._gpu.set_from_host(self.array[self._names.index(name)], np.ascontiguousarray(values, np.float64))
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("scalar states are fixed by the rule")
@@ -42,17 +40,17 @@ class Scalars(MutableMapping[str, NDArray[np.float64]]):
         return len(self._names)
 
 
-class CupyBetween:
+class GpuBetween:
     """What is computed between two sweeps, where the sums are; see `fastgd.kernels.between.HostBetween`."""
 
-    def __init__(self, terms: Terms, sweeps: Sequence[CupySweep]) -> None:
+    def __init__(self, terms: Terms, sweeps: Sequence[GpuSweep]) -> None:
         plan = terms.plan
         first, last = sweeps
         assert plan.combine is not None and first.summed is not None
         self.prepared = plan.given
-        self.states = Scalars(terms.starts)
+        self.states = Scalars(first.gpu, terms.starts)
         self._columns = [*self.prepared, *(plan.derive.writes if plan.derive else ())]
-        self.given = Carried(np.zeros((terms.groups, len(self._columns))))
+        self.given = Carried(first.gpu, np.zeros((terms.groups, len(self._columns))))
         self._arguments = (terms, first, last)
         self._is_ready = False
 
@@ -71,27 +69,21 @@ class CupyBetween:
         assert plan.combine is not None and first.summed is not None
         per_segment = plan.level == "per_segment"
         sums = first.summed.segments if per_segment else first.summed.total
-        sizes, groups_of = cupy.asarray(terms.summed), cupy.asarray(terms.group_of)
-        every_group = cupy.asarray(np.arange(len(self.given.host)))
-        sources = sources_between(plan, first.dtype.name, label)  # type: ignore[arg-type]
+        gpu = first.gpu
+        sizes, groups_of = gpu.to_device(terms.summed), gpu.to_device(terms.group_of)
+        every_group = gpu.to_device(np.arange(len(self.given.host)))
+        codes = codes_between(plan, first.dtype.name)  # type: ignore[arg-type]
 
-        def launch(function: Sweep, sweep: CupySweep, groups: Any, per_segment: bool) -> Call:
-            made = kernel(sources[function.name], label, entry(label, function, "scalars"))
-            blocks = -(-len(groups) // THREADS) if per_segment else 1
-            arguments = (
-                sums,
-                sizes,
-                self.states.array,
-                self.given.memory,
-                groups,
-                sweep.rows.memory,
-                len(groups),
-            )
-            return partial(made, grid(max(1, blocks)), (THREADS,), arguments)
+        def launch(function: Sweep, sweep: GpuSweep, groups: Any) -> Call:
+            code = codes[function.name]
+            count = len(groups)
+            arguments = (sums, sizes, self.states.array, self.given.memory, groups, sweep.rows.memory, count)
+            blocks = -(-count // THREADS) if code.per_segment else 1
+            return gpu.launch(gpu.between_kernel(code, label), max(1, blocks), arguments)
 
         if plan.derive:
-            first.put_before([launch(plan.derive, first, every_group, False)])
-        last.put_before([launch(plan.combine, last, groups_of, per_segment)])
+            first.put_before([launch(plan.derive, first, every_group)])
+        last.put_before([launch(plan.combine, last, groups_of)])
         self._is_ready = True
 
     def put(self, index: int, values: Any) -> None:
@@ -115,17 +107,18 @@ class CupyBetween:
         self.states, self._is_ready = other.states, False
 
 
-class CupyClip:
+class GpuClip:
     """The gradient's norm, and the factor that clips it, put where the sweeps of a step read it; nobody waits."""
 
-    def __init__(self, sweep: CupySweep, function: Sweep, dtype: np.dtype[Any]) -> None:
+    def __init__(self, sweep: GpuSweep, function: Sweep, dtype: np.dtype[Any]) -> None:
         assert sweep.summed is not None
+        gpu = sweep.gpu
         self._sums = sweep
         self._function = function
-        self._given = Carried(np.zeros((1, len(self._function.scalars))))
-        self._results = cupy.zeros(len(self._function.writes), np.float64)
-        self._one = cupy.asarray(np.ones(1))
-        self._zero = cupy.zeros(1, np.int64)
+        self._given = Carried(gpu, np.zeros((1, len(self._function.scalars))))
+        self._results = gpu.zeros(len(self._function.writes), np.float64)
+        self._one = gpu.to_device(np.ones(1))
+        self._zero = gpu.zeros(1, np.int64)
         self._dtype = dtype
         self._cells: tuple[Sequence[int], Sequence[int]] | None = None
         self._launch: Call | None = None
@@ -137,22 +130,21 @@ class CupyClip:
             return
         sums = self._sums.summed
         assert sums is not None
-        text = between_source(
+        gpu = self._sums.gpu
+        code = BetweenCode(
             self._function,
             self._dtype.name,  # type: ignore[arg-type]
-            "gradient",
             sums=tuple(self._sums.sweep.sums),
             states=tuple(self._function.writes),
             given=self._function.scalars,
             spread="gscale",
         )
-        made = kernel(text, "gradient", entry("gradient", self._function, "scalars"))
-        narrow, wide = (cupy.asarray(np.array(addresses, np.int64)) for addresses in cells)
+        narrow, wide = (gpu.to_device(np.array(addresses, np.int64)) for addresses in cells)
         given = self._given.memory
         no_rows = 0
         arguments: tuple[Any, ...] = (sums.total, self._one, self._results, given, self._zero, no_rows, 1)
         arguments += (narrow, len(narrow), wide, len(wide))
-        self._launch = partial(made, (1,), (THREADS,), arguments)
+        self._launch = gpu.launch(gpu.between_kernel(code, "gradient"), 1, arguments)
         self._cells = cells  # last: what ran out of memory above is done again
 
     def upload(self, **values: float) -> None:
@@ -178,4 +170,4 @@ class CupyClip:
 
     def norm(self) -> float:
         """Wait for the norm of the last run."""
-        return float(self._results[list(self._function.writes).index("norm")])
+        return float(self._sums.gpu.to_host(self._results)[list(self._function.writes).index("norm")])

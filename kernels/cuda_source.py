@@ -6,7 +6,8 @@ rule over memory, and ``service.cuh``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -96,23 +97,95 @@ def sweep_source(sweep: Sweep, dtype: DType, label: str = "rule") -> str:
 
 def sources(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
     """Give all translation units of a step, in their order, by the names of the rule's functions."""
-    between = sources_between(plan, dtype, label)
+    between = {name: between_source(code, label) for name, code in codes_between(plan, dtype).items()}
     return {f.name: between.get(f.name) or sweep_source(f, dtype, label) for f in plan.functions}
 
 
-def sources_between(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
-    """Give the translation units of `derive` and `combine`, by name: see `between_source`."""
-    made: dict[str, str] = {}
+# ---- between sweeps ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BetweenCode:
+    """Code between sweeps: what it computes, and where what it takes and gives lies.
+
+    It is of float64, and makes a row of scalars for each owner of sums. Its arguments are the sums, (owners, sums); the
+    number of elements of each owner; the scalar states, (states, owners); what is given for each group, (groups,
+    given); the group of each row; the rows and their number. Places are text that C++ and Python read alike: ``r`` is
+    the row, ``h`` where what is given for its group begins.
+
+    Attributes
+    ----------
+    function
+        What is computed: its arrays are sums, states or ``size``; its scalars are given.
+    dtype
+        Of the rows.
+    sums, states, given
+        Names of the columns, of the states their order.
+    row
+        Scalars of a row: results, or what is given. Results that are states are stored there, those that are given in
+        their column.
+    per_segment
+        Whether each row has sums and states of its own. Otherwise there is one owner for all rows, and one block.
+    spread
+        A state that is then copied into cells anywhere: those of `dtype` and those of float64 are two more arguments
+        each, addresses and their number.
+    """
+
+    function: Sweep
+    dtype: DType
+    sums: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    row: tuple[str, ...] = ()
+    per_segment: bool = False
+    spread: str = ""
+
+    def taken(self, name: str) -> str:
+        """Place of a sum, a state or the number of elements."""
+        owner, owners = ("r", "n") if self.per_segment else ("0", "1")
+        if name in self.sums:
+            return f"sums[{owner} * {len(self.sums)} + {self.sums.index(name)}]"
+        return f"states[{self.states.index(name)} * {owners} + {owner}]" if name in self.states else f"sizes[{owner}]"
+
+    def cell(self, name: str) -> str:
+        """Place of what is given."""
+        return f"given[h + {self.given.index(name)}]"
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the function takes."""
+        return [self.taken(a) for a in self.function.arrays] + [self.cell(s) for s in self.function.scalars]
+
+    @property
+    def results(self) -> list[tuple[str, str]]:
+        """Places that each row stores, and the result that is stored there, ``_`` and its name."""
+        results = [x for x in self.function.writes if x in self.given]
+        kept = [x for x in self.function.writes if x in self.states and self.per_segment]
+        return [(self.cell(x), f"_{x}") for x in results] + [(self.taken(x), f"_{x}") for x in kept]
+
+    @property
+    def row_values(self) -> list[str]:
+        """What goes into each cell of a row, float64."""
+        return [f"_{x}" if x in self.function.writes else self.cell(x) for x in self.row]
+
+    @property
+    def kept_once(self) -> list[str]:
+        """States that all rows read, which the first row's results replace when they have."""
+        return [x for x in self.function.writes if x in self.states and not self.per_segment]
+
+
+def codes_between(plan: Plan, dtype: DType) -> dict[str, BetweenCode]:
+    """Give the code of `derive` and `combine`, by name."""
+    made: dict[str, BetweenCode] = {}
     if plan.combine is None:
         return made
     first, last = plan.sweeps
     per_segment = plan.level == "per_segment"
     for function, sweep, by_segment in ((plan.derive, first, False), (plan.combine, last, per_segment)):
         if function is not None:
-            made[function.name] = between_source(
+            made[function.name] = BetweenCode(
                 function,
                 dtype,
-                label,
                 sums=tuple(first.sums),
                 states=plan.summed_states,
                 given=(*plan.given, *(plan.derive.writes if plan.derive else ())),
@@ -122,85 +195,35 @@ def sources_between(plan: Plan, dtype: DType, label: str) -> dict[str, str]:
     return made
 
 
-def between_source(
-    function: Sweep,
-    dtype: DType,
-    label: str,
-    *,
-    sums: Sequence[str] = (),
-    states: Sequence[str] = (),
-    given: Sequence[str] = (),
-    row: Sequence[str] = (),
-    per_segment: bool = False,
-    spread: str = "",
-) -> str:
-    """Give the translation unit of code between sweeps: one kernel, of float64, that makes a row of scalars per owner.
-
-    It takes the sums, (owners, sums); the number of elements of each owner; the scalar states, (states, owners); what
-    is given for each group, (groups, given); the group of each row; and where the rows go. Without `per_segment` there
-    is one owner for all rows, and one block runs it.
-
-    Parameters
-    ----------
-    function
-        What is computed: its arrays are sums, states or ``size``; its scalars are given.
-    dtype
-        Of the rows.
-    label
-        Of the kernel's name.
-    sums, states, given
-        Names of the columns, of the states their order.
-    row
-        Scalars of a row: results, or what is given. Results that are states are stored there, those that are given in
-        their column.
-    per_segment
-        Whether each row has sums and states of its own.
-    spread
-        A state that is then copied into cells anywhere: those of `dtype` and those of float64 are two more arguments
-        each, addresses and their number.
-    """
-    t = real(dtype)
-    owner = "r" if per_segment else "0"
-    owners = "n" if per_segment else "1"
-
-    def taken(name: str) -> str:
-        if name in sums:
-            return f"sums[{owner} * {len(sums)} + {list(sums).index(name)}]"
-        return f"states[{list(states).index(name)} * {owners} + {owner}]" if name in states else f"sizes[{owner}]"
-
-    def cell(name: str) -> str:
-        return f"h[{list(given).index(name)}]"
-
-    results = list(function.writes)
-    arguments = [taken(a) for a in function.arrays] + [cell(s) for s in function.scalars] + [f"_{x}" for x in results]
-    kept = [x for x in results if x in states]
-    cells = f", {t} *const *cells, i64 count, double *const *wide_cells, i64 wide_count" if spread else ""
+def between_source(code: BetweenCode, label: str) -> str:
+    """Give the translation unit of code between sweeps: one kernel, whose arguments are those of `BetweenCode`."""
+    t = real(code.dtype)
+    function = code.function
+    results = [f"_{x}" for x in function.writes]
+    cells = f", {t} *const *cells, i64 count, double *const *wide_cells, i64 wide_count" if code.spread else ""
     lines = [
         'extern "C" __global__ void __launch_bounds__(FGD_THREADS)',
         f"{entry(label, function, 'scalars')}(const double *sums, const double *sizes, double *states, double *given, "
         f"const i64 *group_of, {t} *rows, i64 n{cells}) {{",
-        *(f"    double _kept_{x} = 0;" for x in kept if not per_segment),
+        *(f"    double _kept_{x} = 0;" for x in code.kept_once),
         "    for (i64 r = blockIdx.x * FGD_THREADS + threadIdx.x; r < n; r += gridDim.x * FGD_THREADS) {",
-        f"        double *h = given + group_of[r] * {len(given)};",
-        *(f"        double _{x};" for x in results),
-        f"        fgd_function({', '.join(arguments)});",
-        *(f"        {cell(x)} = _{x};" for x in results if x in given),
-        *(
-            f"        rows[r * {len(row)} + {k}] = ({t}){f'_{x}' if x in results else cell(x)};"
-            for k, x in enumerate(row)
-        ),
+        f"        const i64 h = group_of[r] * {len(code.given)};",
+        *(f"        double {x};" for x in results),
+        f"        fgd_function({', '.join(code.arguments + results)});",
+        *(f"        {place} = {result};" for place, result in code.results),
+        *(f"        rows[r * {len(code.row)} + {k}] = ({t}){value};" for k, value in enumerate(code.row_values)),
+        *(f"        if (r == 0) _kept_{x} = _{x};" for x in code.kept_once),
+        "    }",
     ]
-    if per_segment:
-        lines += [*(f"        {taken(x)} = _{x};" for x in kept), "    }"]
-    else:  # one state for all rows, which all of them read: the first row's, when they have
-        lines += [*(f"        if (r == 0) _kept_{x} = _{x};" for x in kept), "    }"]
+    if not code.per_segment:
         lines += ["    __syncthreads();"]
-        lines += [f"    if (threadIdx.x == 0) {taken(x)} = _kept_{x};" for x in kept]
-    if spread:
+        lines += [f"    if (threadIdx.x == 0) {code.taken(x)} = _kept_{x};" for x in code.kept_once]
+    if code.spread:
+        value = code.taken(code.spread)
         lines += [
             "    __syncthreads();",
-            f"    for (i64 j = threadIdx.x; j < count; j += FGD_THREADS) *cells[j] = ({t}){taken(spread)};",
-            f"    for (i64 j = threadIdx.x; j < wide_count; j += FGD_THREADS) *wide_cells[j] = {taken(spread)};",
+            f"    for (i64 j = threadIdx.x; j < count; j += FGD_THREADS) *cells[j] = ({t}){value};",
+            f"    for (i64 j = threadIdx.x; j < wide_count; j += FGD_THREADS) *wide_cells[j] = {value};",
         ]
     lines += ["}"]
     return "\n".join([_transport(), cxx_text(function, "fgd_function", "float64"), *lines]) + "\n"

@@ -449,7 +449,8 @@ def test_without_a_driver_the_reason_is_named(monkeypatch):
 
 
 def test_cupys_backend_is_named_to_those_who_ask_for_a_gpu():
-    with pytest.raises(BackendUnavailable, match=r"given 'cuda'; CuPy's arrays are served by 'cupy'$"):
+    hint = "CuPy's arrays are served by 'cupy', Numba's by 'numba-cuda'"
+    with pytest.raises(BackendUnavailable, match=rf"given 'cuda'; {hint}$"):
         fastgd.SGD(np.ones(3), backend="cuda")
 
 

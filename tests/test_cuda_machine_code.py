@@ -13,7 +13,7 @@ import sass
 from oracles import SETTINGS
 
 from fastgd.kernels import cubin
-from fastgd.kernels.cuda_source import VECTOR, entry, sources_between, sweep_source
+from fastgd.kernels.cuda_source import VECTOR, between_source, codes_between, entry, sweep_source
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import gradient_norm, plan
 from fastgd.kernels.rules import RULES
@@ -44,10 +44,11 @@ def cases(dtype: str, names: Iterable[str] = RULES, settings: slice = slice(None
     return list({case.text: case for case in made}.values())
 
 
-def codes_between(name: str, dtype: str) -> Iterable[tuple[str, str]]:
+def texts_between(name: str, dtype: str) -> Iterable[tuple[str, str]]:
     """Code between the sweeps of a rule: name of the kernel, and text."""
     planned = plan(RULES[name](**SETTINGS[name][-1]))
-    return [(f"fgd_{name}_{f}_scalars", text) for f, text in sources_between(planned, dtype, name).items()]
+    codes = codes_between(planned, dtype)
+    return [(f"fgd_{name}_{f}_scalars", between_source(code, name)) for f, code in codes.items()]
 
 
 def all_of(check, items) -> list[str]:
@@ -138,7 +139,7 @@ def test_code_between_sweeps(dtype):
         found = sass.kernels(cubin.cubin(text, "90", "between"))
         return [kernel] if found[kernel].stack or found[kernel].local or found[kernel].spills else []
 
-    codes = [code for name in RULES for code in codes_between(name, dtype)]
+    codes = [code for name in RULES for code in texts_between(name, dtype)]
     assert codes
     assert not all_of(spilt, codes)
 
@@ -187,7 +188,7 @@ def unsound(text: str) -> list[str]:
 def test_each_operation_is_rounded_by_itself(dtype):
     """With the tail: it holds all that is there without."""
     texts = [case.text for case in cases(dtype, settings=slice(-1, None)) if "-tail" in case.title]
-    texts += [text for name in RULES for _, text in codes_between(name, dtype)]
+    texts += [text for name in RULES for _, text in texts_between(name, dtype)]
     assert not all_of(unsound, texts)
 
 

@@ -966,8 +966,8 @@ def test_ctrl_c_before_any_line_leaves_no_half_step(cupy, name, replayed, again)
 def test_a_signal_during_any_launch_leaves_a_whole_step(cupy, name, replayed, monkeypatch):
     """Signals are held back while C runs, as in a launch of CuPy, and come out behind it."""
     drill = Drill(name, replayed)
-    cuda_cupy = sys.modules["fastgd.kernels.cuda_cupy"]
-    whole = cuda_cupy.run_all
+    users = [sys.modules[f"fastgd.kernels.{name}"] for name in ("cuda_sweep", "cuda_cupy")]
+    whole = users[0].run_all
     interrupted = []
     for k in count(0):
         drill.again()
@@ -982,7 +982,8 @@ def test_a_signal_during_any_launch_leaves_a_whole_step(cupy, name, replayed, mo
             whole(launches)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-        monkeypatch.setattr(cuda_cupy, "run_all", run_all)
+        for user in users:
+            monkeypatch.setattr(user, "run_all", run_all)
         try:
             drill.take()
         except KeyboardInterrupt:

@@ -467,8 +467,7 @@ class RawModule:
 
 
 _BOUND = (
-    "fastgd.kernels.cuda_arrays",
-    "fastgd.kernels.cuda_between",
+    "fastgd.kernels.cupy_arrays",
     "fastgd.kernels.cuda_cupy",
 )  # modules that have imported CuPy
 

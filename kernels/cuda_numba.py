@@ -1,0 +1,198 @@
+"""The numba-cuda backend: its memory, its kernels, and launches of them on the stream of the arrays.
+
+A launch goes to the driver itself, with arguments that are laid out once: numba-cuda's own launch looks at the type of
+each at every call.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from cuda.bindings import driver
+
+from fastgd.kernels import cuda_numba_source
+from fastgd.kernels.cuda_device import numba_cuda
+from fastgd.kernels.cuda_source import THREADS, BetweenCode
+from fastgd.kernels.cuda_sweep import Call, run_all
+from fastgd.kernels.errors import HyperparameterError
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.numba_arrays import (
+    address,
+    checked,
+    current_stream,
+    set_from_host,
+    to_device,
+    to_host,
+    wait,
+    work_on,
+    zeros,
+)
+from fastgd.kernels.printers import DType
+
+__all__ = [
+    "add_kernel",
+    "address",
+    "between_kernel",
+    "launch",
+    "record",
+    "sender",
+    "set_from_host",
+    "sweep_kernels",
+    "to_device",
+    "to_host",
+    "zeros",
+]
+
+THREADS_PER_PROCESSOR = 16 * THREADS  # more than run at once, so that no block waits long for the last
+
+
+def sender(size: int) -> tuple[Any, Callable[[bytes], None]]:
+    """Give memory of `size` bytes, and what fills it on the current stream; the bytes may go when it returns.
+
+    The driver copies what lies in common memory of the host before the call returns, and nobody waits for the device.
+    """
+    memory = zeros(max(1, -(-size // 8)), np.int64)
+    goal = address(memory)
+
+    def send(content: bytes) -> None:
+        checked(driver.cuMemcpyHtoDAsync(goal, content, size, current_stream()))
+
+    return memory, send
+
+
+# ---- kernels -----------------------------------------------------------------------------------------------------
+
+
+class Kernel(NamedTuple):
+    """A kernel, loaded, and the threads of its blocks."""
+
+    function: Any
+    threads: int
+
+
+def sweep_kernels(sweep: Sweep, dtype: DType, label: str) -> tuple[Kernel, Kernel]:
+    """Give a sweep's kernels, loaded: of vectors, and of single elements."""
+    vector, scalar = (cuda_numba_source.sweep_kernel(sweep, dtype, label, kind) for kind in ("vector", "scalar"))
+    return _loaded(vector), _loaded(scalar)
+
+
+def add_kernel() -> Kernel:
+    """Give the kernel that adds sums, loaded."""
+    return _loaded(cuda_numba_source.add_kernel())
+
+
+def between_kernel(code: BetweenCode, label: str) -> Kernel:
+    """Give the kernel of code between sweeps, loaded."""
+    return _loaded(cuda_numba_source.between_kernel(code, label))
+
+
+_LOADED: dict[tuple[str, str, int], Kernel] = {}
+
+
+def _loaded(kernel: cuda_numba_source.Kernel) -> Kernel:
+    number, arch, _ = _device()
+    key = kernel.name, kernel.text, number
+    if key not in _LOADED:
+        code = cuda_numba_source.machine_code(kernel, arch).read_bytes()
+        module = checked(driver.cuModuleLoadData(code))
+        _LOADED[key] = Kernel(checked(driver.cuModuleGetFunction(module, kernel.name.encode())), kernel.threads)
+    return _LOADED[key]
+
+
+def _device() -> tuple[int, str, int]:
+    """Give the current device: its number, its architecture as machine code is made for it, and how many processors."""
+    return _properties(numba_cuda().get_current_device().id)
+
+
+@cache
+def _properties(number: int) -> tuple[int, str, int]:
+    device = numba_cuda().get_current_device()
+    major, minor = device.compute_capability
+    return number, f"{major}{minor}", device.MULTIPROCESSOR_COUNT
+
+
+# ---- launches ----------------------------------------------------------------------------------------------------
+
+
+class _Launch:
+    """A launch with all that it takes but the stream."""
+
+    def __init__(self, kernel: Kernel, blocks: int, arguments: Sequence[Any]) -> None:
+        self._held = arguments  # whose memory the kernel uses
+        self._values = np.array([a if isinstance(a, int) else address(a) for a in arguments], np.int64)
+        size = self._values.itemsize
+        self._places = np.array([self._values.ctypes.data + size * k for k in range(len(arguments))], np.uint64)
+        self._function = kernel.function
+        self._blocks = blocks
+        self._threads = kernel.threads
+        self._given: int = self._places.ctypes.data
+
+    def __call__(self) -> None:
+        stream = current_stream()
+        checked(
+            driver.cuLaunchKernel(
+                self._function, self._blocks, 1, 1, self._threads, 1, 1, 0, stream, self._given, 0
+            )
+        )  # fmt: skip
+
+
+def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> Call:
+    """Give what launches a kernel for so many tiles, parts or blocks; arguments are arrays and whole numbers."""
+    _, _, processors = _device()
+    return _Launch(kernel, min(work, processors * THREADS_PER_PROCESSOR // kernel.threads), arguments)
+
+
+def record(before: Callable[[], object] | None, launches: Sequence[Call]) -> tuple[Graph, None]:
+    """Record launches in a graph; nothing of it is run.
+
+    Returns
+    -------
+    graph
+        Whose ``launch()`` launches it, on the current stream.
+    memory
+        None: launches keep theirs.
+
+    Raises
+    ------
+    HyperparameterError
+        For a `before`, which would launch on a stream that is not recorded.
+    """
+    if before is not None:
+        raise HyperparameterError("before must be None with backend 'numba-cuda': 'cupy' records what it launches")
+    wait()  # what was allocated or sent on this stream must be there
+    ours = current_stream()
+    stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+    try:
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        checked(driver.cuStreamBeginCapture(stream, mode))
+        work_on(int(stream))
+        try:
+            run_all(launches)
+        except BaseException:
+            with suppress(RuntimeError):  # it has failed with the capture, and says less
+                checked(driver.cuStreamEndCapture(stream))
+            raise
+        graph = checked(driver.cuStreamEndCapture(stream))
+    finally:
+        work_on(ours)
+        checked(driver.cuStreamDestroy(stream))
+    executable = checked(driver.cuGraphInstantiate(graph, 0))
+    checked(driver.cuGraphDestroy(graph))
+    return Graph(executable), None
+
+
+class Graph:
+    """A recorded graph, by its handle; it goes with this object."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        weakref.finalize(self, driver.cuGraphExecDestroy, handle)
+
+    def launch(self) -> None:
+        """Launch it, on the current stream."""
+        checked(driver.cuGraphLaunch(self._handle, current_stream()))
