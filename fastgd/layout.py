@@ -16,6 +16,7 @@ from fastgd.health import DryRun
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.plan import plan, plan_aside
 from fastgd.kernels.rule import Rule, fallback_of, fixed
+from fastgd.memory import copy_into
 from fastgd.program import Program
 from fastgd.settings import Settings
 from fastgd.state_arrays import StateArray, lay_out_states
@@ -203,10 +204,10 @@ class Layout:
                 for s in launch.segments:
                     part = states[name].part(s)
                     if (name, s) in kept and kept[name, s].size == part.size:
-                        part[:] = kept[name, s]
+                        copy_into(part, kept[name, s])
                     else:
                         start = launch.rules[self.targets.group[s]].init().get(short, 0.0)
-                        part[:] = parameters[s] if isinstance(start, str) else start  # "p": a copy
+                        copy_into(part, parameters[s] if isinstance(start, str) else start)  # "p": a copy
         return states
 
     def all_programs(self) -> list[Program]:

@@ -686,7 +686,7 @@ class Optimizer:
     def _clear(self, gradients: Arrays | None) -> None:
         assert gradients is not None
         for part in self._layout.targets.views(gradients):
-            part[:] = 0
+            copy_into(part, 0)
 
     def report(
         self,

@@ -13,7 +13,7 @@ from fastgd.flat import extent, lay_out
 from fastgd.kernels.blocks import Where
 from fastgd.kernels.matrix import size_of
 from fastgd.launch import Launch
-from fastgd.memory import zeros
+from fastgd.memory import view, zeros
 from fastgd.program import Program
 from fastgd.targets import Arrays, Targets
 
@@ -43,7 +43,8 @@ class StateArray:
 
     def part(self, segment: int) -> NDArray[Any]:
         """View of a segment's part, 1-D."""
-        return self.array[self.offsets[segment] : self.offsets[segment] + self.sizes[segment]]
+        part: NDArray[Any] = view(self.array, self.offsets[segment], (self.sizes[segment],))
+        return part
 
 
 def lay_out_states(program: Program, targets: Targets) -> dict[str, StateArray]:

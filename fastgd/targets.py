@@ -348,7 +348,8 @@ class Targets:
     def views(self, source: Arrays) -> list[Any]:
         """Each segment's part of a quantity, 1-D."""
         arrays, where = source
-        return [arrays[a][o : o + s.size] for a, o, s in zip(where.array, where.offset, self.segments, strict=True)]
+        parts = zip(where.array, where.offset, self.segments, strict=True)
+        return [view(arrays[a], int(o), (s.size,)) for a, o, s in parts]
 
     def _collect(self, values: Sequence[Any], title: str, dtype: np.dtype[Any] | None, *, writeable: bool) -> Arrays:
         arrays: list[Any] = []

@@ -91,12 +91,12 @@ def between_kernel(code: BetweenCode, label: str) -> Kernel:
     return _loaded(cuda_numba_source.between_kernel(code, label))
 
 
-_LOADED: dict[tuple[str, str, int], Kernel] = {}
+_LOADED: dict[tuple[Any, ...], Kernel] = {}
 
 
 def _loaded(kernel: cuda_numba_source.Kernel) -> Kernel:
     number, arch, _ = _device()
-    key = kernel.name, kernel.text, number
+    key = kernel.name, kernel.text, kernel.kinds, number
     if key not in _LOADED:
         code = cuda_numba_source.machine_code(kernel, arch).read_bytes()
         module = checked(driver.cuModuleLoadData(code))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,7 @@ def sweep_kernel(sweep: Sweep, dtype: DType, label: str, kind: str) -> Kernel:
     def make(gpu: Mapping[str, Any]) -> Any:
         load, store = _access(width)
         names = {**gpu, "_T": number.type, "_load": load, "_store": store}
-        made = _inlined(text, names, "_rule", "_tile")
+        made = _compiled(text, names, "_rule", "_tile")
         template = _sweep_sums if sweep.sums else _sweep
         return specialise(template, name, **made, _K=len(sweep.sums), _SIZE=len(sweep.sums) * LANES, _THREADS=threads)
 
@@ -295,7 +295,7 @@ def between_kernel(code: BetweenCode, label: str) -> Kernel:
 
     def make(gpu: Mapping[str, Any]) -> Any:
         names = {**gpu, "_T": np.float64}  # what the rule computes in
-        function = _inlined(text, names, "_rule")["_between"]
+        function = _compiled(text, names, "_rule")["_between"]
         _, store = _access(1)
         return specialise(function, name, **gpu, _T=number.type, _D=np.float64, _store=store)
 
@@ -305,11 +305,11 @@ def between_kernel(code: BetweenCode, label: str) -> Kernel:
     return Kernel(name, text, tuple(kinds), THREADS, make)
 
 
-def _inlined(text: str, names: dict[str, Any], *functions: str) -> dict[str, Any]:
-    """Functions of a printed text that sees `names`; those named are inlined wherever they are called."""
+def _compiled(text: str, names: dict[str, Any], *functions: str) -> dict[str, Any]:
+    """Functions of a printed text that sees `names`; those named are for kernels to call."""
     exec(compile(text, "<printed>", "exec"), names)
     for function in functions:
-        names[function] = njit(inline="always", **FLAGS)(names[function])
+        names[function] = names["_jit"](names[function])
     return names
 
 
@@ -326,10 +326,10 @@ def on_a_gpu() -> dict[str, Any]:
         If numba-cuda is not installed, or Numba's own target is in its place.
     """
     cuda = numba_cuda()
-    inlined = partial(njit, inline="always")
-
+    inlined = njit(inline="always", **FLAGS)
     return {
         "_lib": library(),
+        "_jit": inlined,
         "_thread": inlined(lambda: np.int64(cuda.threadIdx.x)),
         "_block": inlined(lambda: np.int64(cuda.blockIdx.x)),
         "_blocks": inlined(lambda: np.int64(cuda.gridDim.x)),

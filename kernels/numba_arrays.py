@@ -149,7 +149,11 @@ def copy_of(array: Any) -> Any:
 def assign(array: Any, values: Any) -> None:
     """Copy values of the array's shape, or a number, into an array; of the host or of a GPU."""
     if isinstance(values, np.ndarray | np.generic | int | float):
-        set_from_host(array, np.broadcast_to(np.asarray(values, array.dtype), array.shape))
+        given = np.asarray(values, array.dtype)
+        if given.ndim or given.tobytes().strip(b"\0"):
+            set_from_host(array, np.broadcast_to(given, array.shape))
+        elif array.nbytes:  # zero, as bytes too: nobody waits
+            checked(driver.cuMemsetD8Async(address(array), 0, array.nbytes, current_stream()))
         return
     given = values if is_own(values) else _lent(values, "values")
     if given.dtype != array.dtype or not given.is_c_contiguous():
