@@ -53,20 +53,19 @@ class CapturedStep:
 
         A tail whose average moves at some steps only has two programs, which may alternate: each keeps its graph.
         """
-        from fastgd.kernels.cuda_sweep import run_all
-
         program, check = layout.program, layout.check
         program.upload()
         sweeps: Any = [sweep for launch in program.launches for sweep in launch.sweeps]
+        gpu = sweeps[0].gpu
         parts = [sweep.launches for sweep in sweeps]
         if check is not None and check.clips_unseen:
             parts.insert(0, check.launches)
             check.sees_no_norm()
         known = self._graphs.get(id(program))
         if known is None or not known.is_of(parts):
-            graph, memory = sweeps[0].gpu.record(self._before, [launch for part in parts for launch in part])
+            graph, memory = gpu.record(self._before, [launch for part in parts for launch in part])
             known = self._graphs[id(program)] = _Recorded(program, parts, graph, memory)
-        counted = partial(run_all, [known.graph.launch, *(sweep.count for sweep in sweeps)])
+        counted = partial(gpu.run_all, [known.graph.launch, *(sweep.count for sweep in sweeps)])
         return [counted, *(launch.keep for launch in program.launches)]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastgd.kernels.between import Terms
 from fastgd.kernels.cuda_source import THREADS, BetweenCode, codes_between
-from fastgd.kernels.cuda_sweep import Call, Carried, Gpu, GpuSweep, run_all
+from fastgd.kernels.cuda_sweep import Carried, Gpu, GpuSweep
 from fastgd.kernels.language import Sweep
 
 
@@ -74,7 +74,7 @@ class GpuBetween:
         every_group = gpu.to_device(np.arange(len(self.given.host)))
         codes = codes_between(plan, first.dtype.name)  # type: ignore[arg-type]
 
-        def launch(function: Sweep, sweep: GpuSweep, groups: Any) -> Call:
+        def launch(function: Sweep, sweep: GpuSweep, groups: Any) -> Any:
             code = codes[function.name]
             count = len(groups)
             arguments = (sums, sizes, self.states.array, self.given.memory, groups, sweep.rows.memory, count)
@@ -121,8 +121,8 @@ class GpuClip:
         self._zero = gpu.zeros(1, np.int64)
         self._dtype = dtype
         self._cells: tuple[Sequence[int], Sequence[int]] | None = None
-        self._launch: Call | None = None
-        self._launches: list[Call] = []
+        self._launch: Any = None
+        self._launches: list[Any] = []
 
     def aim(self, cells: tuple[Sequence[int], Sequence[int]]) -> None:
         """Say where the factor goes: addresses of numbers of the parameters' dtype, and of float64."""
@@ -156,7 +156,7 @@ class GpuClip:
         self._sums.upload()
 
     @property
-    def launches(self) -> list[Call]:
+    def launches(self) -> list[Any]:
         """What `run` launches, in a list that is replaced when it changes."""
         assert self._launch is not None
         launches = [*self._sums.launches, self._launch]
@@ -166,7 +166,7 @@ class GpuClip:
 
     def run(self) -> None:
         """Call the norm and the factor, behind what brings the sweeps' scalars up to date."""
-        run_all(self.launches)
+        self._sums.gpu.run_all(self.launches)
 
     def norm(self) -> float:
         """Wait for the norm of the last run."""

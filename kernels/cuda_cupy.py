@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -22,7 +24,7 @@ from fastgd.kernels.cuda_source import (
     service_source,
     sweep_source,
 )
-from fastgd.kernels.cuda_sweep import Call, run_all
+from fastgd.kernels.cuda_sweep import Call
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.printers import DType
 
@@ -131,13 +133,18 @@ def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> Call:
     return partial(kernel.function, (blocks,), (THREADS,), tuple(arguments))
 
 
+def run_all(launches: Sequence[Call]) -> None:
+    """Call launches one behind the other, in one call of C: Ctrl-C is raised behind the last and not in between."""
+    deque(map(operator.call, launches), maxlen=0)
+
+
 def record(before: Callable[[], object] | None, launches: Sequence[Call]) -> tuple[Any, list[Any]]:
     """Record launches in a graph, behind what `before` launches; nothing of it is run.
 
     Returns
     -------
     graph
-        Whose ``launch()`` launches it, on the current stream.
+        Whose ``launch`` launches it.
     memory
         Of the arrays that `before` makes on its way: the graph uses it, so it must not go back to a pool before that.
     """

@@ -6,10 +6,11 @@ each at every call.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from cuda.bindings import driver
 from fastgd.kernels import cuda_numba_source
 from fastgd.kernels.cuda_device import numba_cuda
 from fastgd.kernels.cuda_source import THREADS, BetweenCode
-from fastgd.kernels.cuda_sweep import Call, run_all
+from fastgd.kernels.cuda_sweep import Call
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.numba_arrays import (
@@ -40,6 +41,7 @@ __all__ = [
     "between_kernel",
     "launch",
     "record",
+    "run_all",
     "sender",
     "set_from_host",
     "sweep_kernels",
@@ -119,41 +121,55 @@ def _properties(number: int) -> tuple[int, str, int]:
 # ---- launches ----------------------------------------------------------------------------------------------------
 
 
-class _Launch:
-    """A launch with all that it takes but the stream."""
+class Launch(NamedTuple):
+    """A call of the driver with all that it takes but the stream, and what must live as long."""
 
-    def __init__(self, kernel: Kernel, blocks: int, arguments: Sequence[Any]) -> None:
-        self._held = arguments  # whose memory the kernel uses
-        self._values = np.array([a if isinstance(a, int) else address(a) for a in arguments], np.int64)
-        size = self._values.itemsize
-        self._places = np.array([self._values.ctypes.data + size * k for k in range(len(arguments))], np.uint64)
-        self._function = kernel.function
-        self._blocks = blocks
-        self._threads = kernel.threads
-        self._given: int = self._places.ctypes.data
+    function: Any
+    before: tuple[Any, ...]
+    after: tuple[Any, ...] = ()
+    held: Any = None
 
-    def __call__(self) -> None:
-        stream = current_stream()
-        checked(
-            driver.cuLaunchKernel(
-                self._function, self._blocks, 1, 1, self._threads, 1, 1, 0, stream, self._given, 0
-            )
-        )  # fmt: skip
+    def on(self, stream: int) -> Call:
+        """Give the call; nothing of it is Python's, so that no Ctrl-C is raised in its midst."""
+        return partial(self.function, *self.before, stream, *self.after)
 
 
-def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> Call:
+def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> Launch:
     """Give what launches a kernel for so many tiles, parts or blocks; arguments are arrays and whole numbers."""
     _, _, processors = _device()
-    return _Launch(kernel, min(work, processors * THREADS_PER_PROCESSOR // kernel.threads), arguments)
+    blocks = min(work, processors * THREADS_PER_PROCESSOR // kernel.threads)
+    values = np.array([a if isinstance(a, int) else address(a) for a in arguments], np.int64)
+    places = np.array([values.ctypes.data + values.itemsize * k for k in range(len(values))], np.uint64)
+    return Launch(
+        driver.cuLaunchKernel,
+        (kernel.function, blocks, 1, 1, kernel.threads, 1, 1, 0),
+        (places.ctypes.data, 0),
+        (values, places, arguments),
+    )
 
 
-def record(before: Callable[[], object] | None, launches: Sequence[Call]) -> tuple[Graph, None]:
+def run_all(launches: Sequence[Any]) -> None:
+    """Call launches one behind the other on the current stream; Ctrl-C is raised behind the last and not in between.
+
+    Raises
+    ------
+    RuntimeError
+        With what the driver says.
+    """
+    stream = current_stream()
+    calls = [a.on(stream) if isinstance(a, Launch) else a for a in launches]
+    for answer in list(map(operator.call, calls)):
+        if isinstance(answer, tuple):
+            checked(answer)
+
+
+def record(before: Callable[[], object] | None, launches: Sequence[Any]) -> tuple[Graph, None]:
     """Record launches in a graph; nothing of it is run.
 
     Returns
     -------
     graph
-        Whose ``launch()`` launches it, on the current stream.
+        Whose ``launch`` launches it.
     memory
         None: launches keep theirs.
 
@@ -187,12 +203,8 @@ def record(before: Callable[[], object] | None, launches: Sequence[Call]) -> tup
 
 
 class Graph:
-    """A recorded graph, by its handle; it goes with this object."""
+    """A recorded graph; it goes with this object."""
 
     def __init__(self, handle: Any) -> None:
-        self._handle = handle
+        self.launch = Launch(driver.cuGraphLaunch, (handle,))
         weakref.finalize(self, driver.cuGraphExecDestroy, handle)
-
-    def launch(self) -> None:
-        """Launch it, on the current stream."""
-        checked(driver.cuGraphLaunch(self._handle, current_stream()))

@@ -6,8 +6,6 @@ The same for both launchers, which are modules that have the functions of `Gpu`:
 
 from __future__ import annotations
 
-import operator
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -21,6 +19,7 @@ from fastgd.kernels.cuda_source import FOLDED, VECTOR, BetweenCode
 from fastgd.kernels.language import Sweep
 
 Call = Callable[[], object]
+"""What may stand among launches."""
 
 
 class Gpu(Protocol):
@@ -53,24 +52,22 @@ class Gpu(Protocol):
     def between_kernel(self, code: BetweenCode, label: str) -> Any:
         """Give the kernel of code between sweeps, loaded."""
 
-    def launch(self, kernel: Any, work: int, arguments: Sequence[Any]) -> Call:
+    def launch(self, kernel: Any, work: int, arguments: Sequence[Any]) -> Any:
         """Give what launches a kernel for so many tiles, parts or blocks; arguments are arrays and whole numbers."""
 
-    def record(self, before: Callable[[], object] | None, launches: Sequence[Call]) -> tuple[Any, Any]:
+    def run_all(self, launches: Sequence[Any]) -> None:
+        """Call launches one behind the other, in one call of C: Ctrl-C is raised behind the last, not in between."""
+
+    def record(self, before: Callable[[], object] | None, launches: Sequence[Any]) -> tuple[Any, Any]:
         """Record launches in a graph, behind what `before` launches; nothing of it is run.
 
         Returns
         -------
         graph
-            Whose ``launch()`` launches it, on the current stream.
+            Whose ``launch`` launches it, on the current stream.
         memory
             What the graph uses and must not be freed before it.
         """
-
-
-def run_all(launches: Sequence[Call]) -> None:
-    """Call launches one behind the other, in one call of C: Ctrl-C is raised behind the last and not in between."""
-    deque(map(operator.call, launches), maxlen=0)
 
 
 class Carried:
@@ -113,7 +110,7 @@ class _Sums:
         self._gpu = gpu
         self.columns = columns
         self.blocks = gpu.zeros((first[-1], columns), np.float64)
-        self.launches: list[Call] = []
+        self.launches: list[Any] = []
         self._add = gpu.add_kernel()
         self.segments = self._added(self.blocks, list(pairwise(first)))
         self.total = self._added(self.segments, [(0, len(sizes))]) if total and len(sizes) != 1 else self.segments
@@ -147,9 +144,9 @@ class GpuSweep:
         self._runs = np.zeros((), np.int64)
         self.count: Call = partial(np.add, self._runs, 1, self._runs)
         """Counts a run; it must stand behind the launches, with nothing that could part them."""
-        self._before: list[Call] = []
-        self._launches: list[Call] = []
-        self._counted: list[Call] = []
+        self._before: list[Any] = []
+        self._launches: list[Any] = []
+        self._counted: list[Any] = []
         self._is_laid_out = self._is_bound_anew = False
 
     @property
@@ -193,7 +190,7 @@ class GpuSweep:
         self._counted = [*self._launches, self.count]
         self._is_laid_out = True  # not before: a compiler or memory may have failed
 
-    def put_before(self, launches: list[Call]) -> None:
+    def put_before(self, launches: list[Any]) -> None:
         """Have launches in front of the sweep's own, as a part of it."""
         self._before = launches
         self._is_laid_out = False
@@ -226,7 +223,7 @@ class GpuSweep:
         self.rows.upload()
 
     @property
-    def launches(self) -> list[Call]:
+    def launches(self) -> list[Any]:
         """What `run` launches, in a list that is replaced when it changes."""
         self.prepare()
         return self._launches
@@ -235,7 +232,7 @@ class GpuSweep:
         """Call the update of the arrays; nothing waits for it."""
         self.prepare()
         self.upload()
-        run_all(self._counted)
+        self.gpu.run_all(self._counted)
 
     def resume(self) -> None:
         """Finish a run that was interrupted: all of it is launched or nothing is."""

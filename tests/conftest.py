@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import fake_cupy
+import fake_numba_cuda
 import gxx
 import matrix_oracles  # noqa: F401  # registers
 import numpy as np
@@ -16,13 +19,69 @@ from fastgd.kernels.rules import RULES
 cpu.CROSSOVER = 1 << 16
 
 
+class Gpu:
+    """A library of a GPU's arrays, of which a stand-in is in its place, and the backend that serves it.
+
+    Attributes
+    ----------
+    backend
+        Its name. Shared functions of the suites write ``"gpu"`` for that of the test that runs: see `backend_named`.
+    fake
+        The stand-in.
+    library
+        The module that a user would import.
+    """
+
+    now = None
+
+    def __init__(self, backend, fake, library):
+        self.backend, self.fake, self.library = backend, fake, library
+
+    def asarray(self, array):
+        array = np.asarray(array)
+        return self.library.asarray(array) if self.backend == "cupy" else self.library.to_device(array)
+
+    def ones(self, shape, dtype=np.float64):
+        return self.asarray(np.ones(shape, dtype))
+
+    def zeros(self, shape, dtype=np.float64):
+        return self.asarray(np.zeros(shape, dtype))
+
+    def put(self, array, values):
+        """Have an array hold other values; nobody waits."""
+        array._host[...] = values
+
+
+STAND_INS = {"cupy": fake_cupy, "numba-cuda": fake_numba_cuda}
+
+
+def backend_named(where):
+    return Gpu.now.backend if where == "gpu" else where
+
+
+@contextmanager
+def gpu_of(backend, monkeypatch):
+    if gxx.GXX is None:
+        pytest.skip("needs g++")
+    fake = STAND_INS[backend]
+    with fake.installed(monkeypatch) as module:
+        Gpu.now = Gpu(backend, fake, module)
+        yield Gpu.now
+    Gpu.now = None
+
+
+@pytest.fixture(params=STAND_INS)
+def gpu(request, monkeypatch):
+    """Both libraries of a GPU's arrays, one behind the other."""
+    with gpu_of(request.param, monkeypatch) as found:
+        yield found
+
+
 @pytest.fixture
 def cupy(monkeypatch):
     """The stand-in for CuPy, in its place."""
-    if gxx.GXX is None:
-        pytest.skip("needs g++")
-    with fake_cupy.installed(monkeypatch) as module:
-        yield module
+    with gpu_of("cupy", monkeypatch) as found:
+        yield found.library
 
 
 RULE_CASES = [

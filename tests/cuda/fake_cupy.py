@@ -370,11 +370,18 @@ class Device:
         Device.current = self.before
 
 
+graphs = []
+"""Graphs launched, by identity, since the list was cleared."""
+SENT = "fgd_put"
+"""What numbers of the host are sent by, among what is launched."""
+
+
 class Graph:
     def __init__(self, launches):
         self.launches = launches
 
     def launch(self, stream=None):
+        graphs.append(id(self))
         for launch in self.launches:
             launch()
 

@@ -19,6 +19,8 @@ import numpy as np
 
 BACKWARDS = False  # in which order threads and blocks take their turns
 PROCESSORS = 3
+SENT = "copy"
+"""What numbers of the host are sent by, among what is launched."""
 waits = []
 """What has waited for the device since the list was cleared."""
 launched = []
@@ -200,7 +202,7 @@ class driver:
     @staticmethod
     def cuMemcpyHtoDAsync(to, source, size, stream):
         content = ctypes.string_at(source, size) if isinstance(source, int) else bytes(source)[:size]
-        launched.append("copy")
+        launched.append(SENT)
         refused = _refuse_capture(stream)
         if refused is None:
             _move(to, content, size)
@@ -288,14 +290,14 @@ class driver:
 
     @staticmethod
     def cuGraphLaunch(graph, stream):
-        graphs.append(graph)
+        graphs.append(id(graph))
         for work in graph:
             work()
         return (_OK,)
 
 
 graphs = []
-"""Graphs launched since the list was cleared."""
+"""Graphs launched, by identity, since the list was cleared."""
 _devices = {}
 """Devices of addresses that do not lie on the current one."""
 
