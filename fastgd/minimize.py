@@ -300,7 +300,9 @@ def _result_form(x: Any) -> Any:
 
 def _start(x0: Any) -> Any:
     if on_gpu(x0):
-        return as_array(x0, "x0", writeable=False).copy()
+        given = as_array(x0, "x0", writeable=False)
+        namespace(given)  # which not every library has
+        return given.copy()
     try:
         given = np.asarray(x0)
     except ValueError as error:

@@ -252,6 +252,7 @@ class Optimizer:
             state = self.state_dict()
             new = object.__new__(type(self))
             memo[id(self)] = new
+            self._layout.targets.copy_leaves(memo)
             params, built = self._built_from
             tail = {name: copy.deepcopy(value, memo) for name, value in vars(self._settings).items()}
             Optimizer.__init__(

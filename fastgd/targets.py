@@ -281,11 +281,11 @@ class Targets:
             else:
                 return None
         lent = [value for value in found if not is_own(value) or memory_of(value) != self.memory]
+        if self.memory != "numpy" and lent:
+            refuse_other_stream(lent[0], "grads", self.parameters.arrays[0])
         places = [there for there in map(place, lent) if there is not None]
         if len(places) < len(lent):
             return None
-        if self.memory != "numpy" and lent:
-            refuse_other_stream(lent[0], "grads", self.parameters.arrays[0])
         return found, places
 
     def gradients(self, grads: Any, *, writeable: bool) -> Arrays:
@@ -328,6 +328,14 @@ class Targets:
     def copies(self, known: Sequence[Any] = ()) -> list[Any]:
         """Copy what the user gave, form by form; the first are `known` already."""
         return [*known, *(f.copy() for f in self._forms[len(known) :])]
+
+    def copy_leaves(self, memo: dict[int, Any]) -> None:
+        """Put copies of the user's arrays into a memo of `copy.deepcopy`, of a library that cannot copy them deeply."""
+        if self.memory == "numba":
+            for leaf in (
+                leaf for form in self._forms for leaf in form.leaves() if not isinstance(form.given, FlatParams)
+            ):
+                memo[id(leaf)] = copy_of(leaf if is_own(leaf) else as_array(leaf, "params"))
 
     def of_copies(self, copies: list[Any]) -> tuple[Any, Arrays]:
         """Give what `copies` gave as a user sees it, and its arrays."""

@@ -156,8 +156,8 @@ def assign(array: Any, values: Any) -> None:
             checked(driver.cuMemsetD8Async(address(array), 0, array.nbytes, current_stream()))
         return
     given = values if is_own(values) else _lent(values, "values")
-    if given.dtype != array.dtype or not given.is_c_contiguous():
-        set_from_host(array, to_host(given).astype(array.dtype))
+    if (given.shape, given.dtype) != (array.shape, array.dtype) or not given.is_c_contiguous():
+        set_from_host(array, np.broadcast_to(to_host(given).astype(array.dtype), array.shape))
     elif given.nbytes:
         checked(driver.cuMemcpyDtoDAsync(address(array), address(given), given.nbytes, current_stream()))
 

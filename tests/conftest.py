@@ -47,6 +47,9 @@ class Gpu:
     def zeros(self, shape, dtype=np.float64):
         return self.asarray(np.zeros(shape, dtype))
 
+    def is_own(self, array):
+        return isinstance(array, self.library.ndarray if self.backend == "cupy" else self.fake.DeviceNDArray)
+
     def put(self, array, values):
         """Have an array hold other values; nobody waits."""
         array._host[...] = values
@@ -65,9 +68,9 @@ def gpu_of(backend, monkeypatch):
         pytest.skip("needs g++")
     fake = STAND_INS[backend]
     with fake.installed(monkeypatch) as module:
-        Gpu.now = Gpu(backend, fake, module)
+        before, Gpu.now = Gpu.now, Gpu(backend, fake, module)
         yield Gpu.now
-    Gpu.now = None
+    Gpu.now = before
 
 
 @pytest.fixture(params=STAND_INS)

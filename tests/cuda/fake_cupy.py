@@ -526,7 +526,7 @@ def installed(monkeypatch):
 
     monkeypatch.setattr(cubin, "cubin", lambda text, arch, label: gxx.build(text, SANITIZED))
     monkeypatch.setattr(cubin, "closest", lambda arch: arch)  # which would ask NVRTC
-    monkeypatch.setattr(backend, "_SERVING", {"cupy"})
+    monkeypatch.setattr(backend, "_SERVING", {*backend._SERVING, "cupy"})
     global allocations_left
     waits.clear()
     launched.clear()

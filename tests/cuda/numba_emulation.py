@@ -154,6 +154,7 @@ class Emulated:
             made._cache = KernelFile(name)
         signature = (types.CPointer(types.int64),)
         made.compile(signature)
+        self._dispatcher = made  # its code goes with it
         self._made = made.overloads[signature]
         self._address = self._made.library.get_pointer_to_function(self._made.fndesc.mangled_name)
 

@@ -1,0 +1,364 @@
+"""Arrays of numba-cuda as parameters and gradients: streams, what other libraries lend, and what is refused.
+
+On a stand-in for numba-cuda whose device is the host.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+
+import fake_numba_cuda
+import numpy as np
+import pytest
+from conftest import gpu_of
+from test_cuda_arrays import ByDlpack, ByInterface, Tensor, torch  # noqa: F401  # a fixture
+
+import fastgd
+from fastgd import backend
+from fastgd.kernels.errors import ADD_NUMBA_CUDA, ArrayError, BackendUnavailable, FastGDError, HyperparameterError
+
+G = np.linspace(-1, 1, 70, dtype=np.float32)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    with gpu_of("numba-cuda", monkeypatch) as found:
+        yield found.library
+
+
+@pytest.fixture
+def alone(cuda, monkeypatch):
+    """Without CuPy, which would take what others lend."""
+    find = backend.util.find_spec
+    monkeypatch.setattr(backend.util, "find_spec", lambda name: None if name == "cupy" else find(name))
+    return cuda
+
+
+# ---- streams -----------------------------------------------------------------------------------------------------
+
+
+def launches_by_stream(monkeypatch):
+    """Have the streams of launches and copies listed."""
+    seen = []
+    enqueue, copy_there = fake_numba_cuda._enqueue, fake_numba_cuda.driver.cuMemcpyHtoDAsync
+
+    def listed(stream, work):
+        seen.append(int(stream))
+        enqueue(stream, work)
+
+    def listed_copy(to, source, size, stream):
+        seen.append(int(stream))
+        return copy_there(to, source, size, stream)
+
+    monkeypatch.setattr(fake_numba_cuda, "_enqueue", listed)
+    monkeypatch.setattr(fake_numba_cuda.driver, "cuMemcpyHtoDAsync", staticmethod(listed_copy))
+    return seen
+
+
+@pytest.mark.parametrize("build", [fastgd.AdamW, fastgd.LAMB, fastgd.Prodigy])
+def test_a_step_runs_on_the_stream_of_the_parameters(cuda, build, monkeypatch):
+    stream = cuda.stream()
+    p, q = cuda.to_device(G, stream=stream), cuda.to_device(G)
+    a, b = build(p, max_norm=1.0), build(q, max_norm=1.0)
+    g = cuda.to_device(G)
+    a.step(g), b.step(g)
+    seen = launches_by_stream(monkeypatch)
+    a.step(g)
+    assert set(seen) == {stream.handle}
+    seen.clear()
+    b.step(g)
+    assert set(seen) == {0}
+    assert p._host.tobytes() == q._host.tobytes() != G.tobytes()
+
+
+def test_views_and_copies_stay_on_their_stream(cuda):
+    stream = cuda.stream()
+    p = cuda.to_device(np.ones((3, 4)), stream=stream)
+    opt = fastgd.SGD(p)
+    assert opt._layout.targets.parameters.arrays[0].stream is stream
+    assert copy.deepcopy(opt).params.stream is stream
+
+
+def test_functional_steps_are_on_the_stream_of_p(cuda, monkeypatch):
+    stream = cuda.stream()
+    p, g = cuda.to_device(G, stream=stream), cuda.to_device(G)
+    fastgd.functional.sgd_(p, g, 1)
+    seen = launches_by_stream(monkeypatch)
+    fastgd.functional.sgd_(p, g, 2, lr=0.5)
+    assert set(seen) == {stream.handle}
+
+
+def test_a_captured_stream_is_refused(cuda):
+    stream = cuda.stream()
+    p, g = cuda.to_device(G, stream=stream), cuda.to_device(G)
+    opt = fastgd.SGD(p)
+    opt.step(g)
+    before = p._host.tobytes()
+    fake_numba_cuda.recorded[stream.handle] = work = []
+    for name, call in (("step()", opt.step), ("capture()", opt.capture), ("accumulate()", opt.accumulate)):
+        with pytest.raises(FastGDError, match=rf"^{name[:-2]}\(\) cannot be captured: a graph would repeat"):
+            call(g)
+    assert work == [] and p._host.tobytes() == before and opt.t == 1
+
+
+def test_what_would_launch_elsewhere_is_no_part_of_a_captured_step(cuda):
+    p, g = cuda.to_device(G), cuda.to_device(G)
+    opt = fastgd.SGD(p)
+    captured = opt.capture(g, before=lambda: None)
+    with pytest.raises(HyperparameterError, match=r"^before must be None with backend 'numba-cuda': 'cupy' records"):
+        captured.replay()
+    assert opt.t == 0 and p._host.tobytes() == G.tobytes()
+    opt.capture(g).replay()
+    assert opt.t == 1
+
+
+def test_a_launch_that_fails_is_raised_and_marks_the_optimizer(cuda, monkeypatch):
+    p, g = cuda.to_device(G), cuda.to_device(G)
+    opt = fastgd.SGD(p)
+    opt.step(g)
+    failure = (types.SimpleNamespace(value=1, name="CUDA_ERROR_INVALID_VALUE"),)
+    state = opt.state_dict()
+    with monkeypatch.context() as patched:
+        run = opt._layout.program.launches[0].sweeps[0]._launches[0]
+        broken = run._replace(function=lambda *a: failure)
+        patched.setattr(opt._layout.program.launches[0].sweeps[0], "_counted", [broken])
+        with pytest.raises(RuntimeError, match=r"^the NVIDIA driver says CUDA_ERROR_INVALID_VALUE$"):
+            opt.step(g)
+    with pytest.raises(FastGDError, match="load_state_dict"):
+        opt.step(g)
+    opt.load_state_dict(state)
+    opt.step(g)
+
+
+# ---- arrays that another library lends ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lender", [ByInterface, Tensor])
+def test_lent_arrays_are_updated_in_place(alone, torch, lender):  # noqa: F811
+    ours = G.copy()
+    theirs = lender(ours.copy())
+    for params, gradient in ((ours, np.cos(G)), (theirs, lender(np.cos(G)))):
+        opt = fastgd.AdamW(params, lr=0.1, max_norm=1.0)
+        for _ in range(3):
+            opt.step(gradient)
+    assert opt.backend == "numba-cuda"
+    assert theirs.array.tobytes() == ours.tobytes()
+    # and as a dict, beside numba-cuda's own
+    q = lender(np.ones(3, np.float32))
+    opt = fastgd.SGD({"a": q, "b": alone.to_device(np.ones(2, np.float32))}, lr=1.0)
+    opt.step({"a": alone.to_device(np.ones(3, np.float32)), "b": lender(np.ones(2, np.float32))})
+    assert q.array.tolist() == [0, 0, 0]
+
+
+def test_gradients_of_cupy_go_with_parameters_of_numba_cuda(cuda, monkeypatch):
+    with gpu_of("cupy", monkeypatch) as cupy:
+        p, g = cuda.to_device(G), cupy.asarray(G)
+        opt = fastgd.SGD(p, lr=1.0)
+        for _ in range(2):
+            opt.step(g)
+        assert p._host.tolist() == (G - G - G).tolist()
+        stream = cupy.library.cuda.Stream()
+        with stream, pytest.raises(ArrayError, match=r"^grads is an array of cupy, whose current stream is 0x1"):
+            opt.step(g)
+        assert opt.t == 2
+
+
+def test_parameters_of_cupy_are_served_on_cupys_stream(cuda, monkeypatch):
+    with gpu_of("cupy", monkeypatch) as cupy:
+        p, g = cupy.asarray(G), cupy.asarray(G)
+        opt = fastgd.AdamW(p, lr=0.1, backend="numba-cuda", max_norm=1.0)
+        ours = G.copy()
+        host = fastgd.AdamW(ours, lr=0.1, max_norm=1.0)
+        stream = cupy.library.cuda.Stream()
+        opt.step(g), host.step(G)
+        seen = launches_by_stream(monkeypatch)
+        with stream:
+            opt.step(g)
+        host.step(G)
+        assert set(seen) == {stream.ptr}
+        assert p._host.tobytes() == ours.tobytes()
+        assert {type(x).__module__ for x in opt.state.values()} == {"cupy"}
+
+
+def test_tensors_on_another_stream_are_refused(alone, torch):  # noqa: F811
+    torch.stream = 0x50
+    p, g = Tensor(np.ones(3)), Tensor(np.ones(3))
+    opt = fastgd.SGD(p, lr=1.0)
+    opt.step(g)
+    assert opt._layout.targets.parameters.arrays[0].stream.handle == 0x50
+    torch.stream = 0x70
+    message = (
+        r"is an array of torch, whose current stream is 0x70, and the parameters were taken on 0x50: build and step "
+        r"the optimizer on one stream$"
+    )
+    with pytest.raises(ArrayError, match="^params " + message):
+        opt.step(g)
+    assert p.array.tolist() == [0, 0, 0] and opt.t == 1
+    own = fastgd.SGD(alone.to_device(np.ones(3)), lr=1.0)
+    with pytest.raises(ArrayError, match=r"^grads is an array of torch, .* taken on 0x0"):
+        own.step(g)
+    torch.stream = 1  # another name of the default stream
+    own.step(g)
+
+
+def test_a_tensor_that_requires_a_gradient_names_the_way_out(alone, torch):  # noqa: F811
+    p = Tensor(np.ones(3))
+    p.requires_grad = True
+    with pytest.raises(ArrayError, match=r"^params cannot be shared with numba-cuda, given Tensor: .*: pass x\.detach"):
+        fastgd.SGD(p)
+
+
+def test_what_speaks_dlpack_alone_is_refused(alone):
+    with pytest.raises(ArrayError, match=r"^params cannot be shared with numba-cuda, given ByDlpack: "):
+        fastgd.SGD(ByDlpack(np.ones(3)))
+
+
+def test_read_only_memory_of_another_library_is_not_written(alone):
+    class Lent:
+        def __init__(self, array):
+            interface = array.__array_interface__
+            self.__cuda_array_interface__ = {**interface, "data": (interface["data"][0], True), "version": 3}
+
+    ones = np.ones(4)
+    with pytest.raises(ArrayError, match=r"^params must be writeable, given a read-only Lent$"):
+        fastgd.SGD(Lent(ones))
+    p = alone.to_device(ones)
+    fastgd.SGD(p, lr=1.0).step(Lent(ones))
+    assert not p._host.any()
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: fastgd.SGD(np.ones(3), backend="numba-cuda"),
+        lambda: fastgd.FlatParams({"w": 3}, backend="numba-cuda"),
+        lambda: fastgd.FlatParams({"w": 3}).to("numba-cuda"),
+    ],
+)
+def test_without_numba_cuda_the_reason_and_the_command_are_named(monkeypatch, build):
+    monkeypatch.setattr(backend, "_SERVING", set())
+    monkeypatch.setattr(backend.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable) as caught:
+        build()
+    assert str(caught.value) == (
+        "backend 'numba-cuda': numba-cuda is not installed, and the target that Numba brings is not served; "
+        f"{ADD_NUMBA_CUDA}"
+    )
+
+
+def test_without_a_driver_the_reason_is_named(monkeypatch):
+    monkeypatch.setattr(backend, "_SERVING", set())
+    monkeypatch.setattr(backend, "find_driver", lambda: (None, "there is no NVIDIA driver here"))
+    monkeypatch.setattr(backend.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend, "_version", lambda name: "0.30.4" if name == "numba-cuda" else "13.5")
+    with pytest.raises(BackendUnavailable, match=r"^backend 'numba-cuda': there is no NVIDIA driver here; run on"):
+        fastgd.FlatParams({"w": 3}, backend="numba-cuda")
+    monkeypatch.setattr(backend, "_version", lambda name: "0.22.0")
+    with pytest.raises(BackendUnavailable, match=r"numba-cuda 0\.22\.0 is installed, and 0\.30 is the oldest"):
+        fastgd.FlatParams({"w": 3}, backend="numba-cuda")
+
+
+def test_an_array_of_numbas_own_target_is_refused(monkeypatch):
+    """Which is deprecated, and has the same name."""
+    monkeypatch.setattr(backend, "_SERVING", set())
+    monkeypatch.setattr(backend.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="the target that Numba brings is not served"):
+        fastgd.SGD(fake_numba_cuda.DeviceNDArray(np.ones(3)))
+
+
+def test_each_memory_has_its_backend(cuda, monkeypatch):
+    p = cuda.to_device(G)
+    for name in ("numpy", "numba"):
+        with pytest.raises(BackendUnavailable, match=rf"^backend '{name}' does not serve arrays on a GPU, .*copy_to_h"):
+            fastgd.SGD(p, backend=name)
+    with pytest.raises(BackendUnavailable, match=r"^backend 'numba-cuda' does not serve .* on the host.*cuda\.to_dev"):
+        fastgd.SGD(G.copy(), backend="numba-cuda")
+    with gpu_of("cupy", monkeypatch) as cupy:
+        with pytest.raises(BackendUnavailable, match=r"^backend 'cupy' does not serve arrays of numba-cuda.*asarray"):
+            fastgd.SGD(p, backend="cupy")
+        with pytest.raises(ArrayError, match="one memory, given arrays of CuPy and of numba-cuda"):
+            fastgd.SGD([p, cupy.asarray(G)])
+    with pytest.raises(ArrayError, match="on the host and on a GPU"):
+        fastgd.SGD([p, np.ones(3, np.float32)])
+    with pytest.raises(ArrayError, match="grads lies on the host and the parameters on a GPU: move it there"):
+        fastgd.SGD(p).step(G)
+
+
+def test_arrays_that_no_kernel_takes_are_refused(cuda):
+    wide = cuda.to_device(np.ones((4, 6)))
+    for array, message in (
+        (cuda.to_device(np.ones(3, np.int64)), "params must be float32 or float64, given dtype int64"),
+        (wide[:, ::2], r"params must be C-contiguous, given shape \(4, 3\) with strides \(48, 16\): "),
+        (cuda.to_device(np.ones(9, np.uint8))[1:]._host[:8].view(np.float64), None),
+    ):
+        if message is None:
+            array, message = fake_numba_cuda.DeviceNDArray(array), "params must be aligned to its 8 byte elements"
+        with pytest.raises(ArrayError, match=f"^{message}"):
+            fastgd.SGD(array)
+    p = cuda.to_device(np.ones(3))
+    with pytest.raises(ArrayError, match="must not share memory"):
+        fastgd.AdamW(p).step(p)
+    with pytest.raises(HyperparameterError, match=r"^Muon works on whole matrices, which backend 'numba-cuda'"):
+        fastgd.Muon(wide)
+
+
+def test_another_device_is_named(cuda, monkeypatch):
+    with cuda.gpus[1]:
+        there = cuda.to_device(np.ones(3))
+    monkeypatch.setitem(fake_numba_cuda._devices, there._host.ctypes.data, 1)
+    with pytest.raises(ArrayError, match=r"^params lies on device 1, .* is 0: .* `with numba\.cuda\.gpus\[1\]:`"):
+        fastgd.SGD(there)
+    with cuda.gpus[1]:
+        opt = fastgd.SGD(there, lr=1.0)
+        opt.step(cuda.to_device(np.ones(3)))
+    with pytest.raises(ArrayError, match=r"^step\(\) must be called where params lie, on device 1, .* one is 0"):
+        opt.step(there)
+    assert there._host.tolist() == [0, 0, 0]
+
+
+def test_what_needs_arithmetic_on_whole_arrays_says_so(cuda):
+    message = r"^numba-cuda's arrays have no arithmetic, .* cupy\.asarray\(x\), which shares their memory"
+    with pytest.raises(BackendUnavailable, match=message):
+        fastgd.minimize(lambda x: 0.0, cuda.to_device(G), jac=lambda x: x)
+    mlp = fastgd.nn.MLP((3, 2))
+    params = mlp.init(0).to("numba-cuda")
+    with pytest.raises(BackendUnavailable, match=message):
+        mlp.loss_and_grad(params, np.ones((1, 3)), np.zeros(1, int))
+
+
+def test_memory_that_runs_out_leaves_all_as_it_was(cuda):
+    with pytest.raises(MemoryError, match=r"^137,438,953,472 bytes do not fit into the GPU's memory: "):
+        fastgd.FlatParams({"w": 2**35}, backend="numba-cuda")
+    p, g = cuda.to_device(G), cuda.to_device(G)
+    for most in range(12):
+        fake_numba_cuda.allocations_left = most
+        try:
+            opt = fastgd.AdamW(p, max_norm=1.0)
+            opt.step(g)
+            break
+        except MemoryError:
+            assert p._host.tobytes() == G.tobytes()
+    else:
+        fake_numba_cuda.allocations_left = 40
+        fastgd.AdamW(p, max_norm=1.0).step(g)
+    assert p._host.tobytes() != G.tobytes()
+
+
+def test_fit_computes_gradients_by_a_users_own_kernels(cuda):
+    """The function that gives them is the user's; epochs, held out data and the best parameters are copies."""
+    params = fastgd.FlatParams({"w": 3}, np.float32, backend="numba-cuda")
+    x = np.arange(12, dtype=np.float32).reshape(4, 3) / 12
+
+    def loss_and_grad(params, x):
+        w = params["w"].copy_to_host()
+        params.grad["w"] = 2 * (w - x.mean(axis=0))
+        return float(((w - x.mean(axis=0)) ** 2).sum())
+
+    opt = fastgd.SGD(params, lr=0.25)
+    stopping = fastgd.EarlyStopping(2)
+    history = fastgd.fit(loss_and_grad, opt, x, epochs=20, validation=x, callbacks=[stopping])
+    assert history.loss[-1] < 1e-3 * history.loss[0]
