@@ -26,6 +26,7 @@ from fastgd.memory import (
     is_own,
     memory_of,
     memory_of_backend,
+    on_gpu,
     place,
     refuse_other_stream,
     to_host,
@@ -281,7 +282,7 @@ class Targets:
             else:
                 return None
         lent = [value for value in found if not is_own(value) or memory_of(value) != self.memory]
-        if self.memory != "numpy" and lent:
+        if self.memory != "numpy" and lent and on_gpu(lent[0]):
             refuse_other_stream(lent[0], "grads", self.parameters.arrays[0])
         places = [there for there in map(place, lent) if there is not None]
         if len(places) < len(lent):
@@ -332,10 +333,9 @@ class Targets:
     def copy_leaves(self, memo: dict[int, Any]) -> None:
         """Put copies of the user's arrays into a memo of `copy.deepcopy`, of a library that cannot copy them deeply."""
         if self.memory == "numba":
-            for leaf in (
-                leaf for form in self._forms for leaf in form.leaves() if not isinstance(form.given, FlatParams)
-            ):
-                memo[id(leaf)] = copy_of(leaf if is_own(leaf) else as_array(leaf, "params"))
+            for form in self._forms:
+                for leaf in form.leaves() if not isinstance(form.given, FlatParams) else ():
+                    memo[id(leaf)] = copy_of(as_array(leaf, "params"))
 
     def of_copies(self, copies: list[Any]) -> tuple[Any, Arrays]:
         """Give what `copies` gave as a user sees it, and its arrays."""
