@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import fake_cupy
+import fake_numba_cuda
 import gxx
 import numpy as np
 import pytest
@@ -130,6 +131,29 @@ def test_cuda_gives_the_bits_of_numpy(rule_class, values, dtype, tail, special, 
     reference = trace(*arguments, backend="numpy")
     with fake_cupy.installed(monkeypatch):
         assert_same(reference, trace(*arguments, backend="cupy"))
+
+
+def numba_cuda_gives_the_bits_of_numpy(monkeypatch, *arguments):
+    """The very kernels that numba-cuda compiles for a GPU, compiled by Numba."""
+    if gxx.GXX is None:
+        pytest.skip("needs g++")
+    reference = trace(*arguments, backend="numpy")
+    with fake_numba_cuda.installed(monkeypatch):
+        assert_same(reference, trace(*arguments, backend="numba-cuda"))
+
+
+@pytest.mark.parametrize("special", [0.0, 0.001], ids=["finite", "special"])
+@pytest.mark.parametrize(("tail", "dtype"), [("tail", np.float32), ("unseen", np.float64)], ids=["tail-4", "unseen-8"])
+@pytest.mark.parametrize(("rule_class", "values"), FIRST_ON_A_GPU)
+def test_numba_cuda_gives_the_bits_of_numpy(rule_class, values, tail, dtype, special, monkeypatch):
+    """One setting of each rule; all of them take Numba two minutes more."""
+    numba_cuda_gives_the_bits_of_numpy(monkeypatch, rule_class, values, dtype, tail, special)
+
+
+@pytest.mark.slow
+@every_case(float32=ON_A_GPU, float64=FIRST_ON_A_GPU, tails=("tail", "unseen"), first=FIRST_ON_A_GPU)
+def test_numba_cuda_gives_the_bits_of_numpy_in_every_setting(rule_class, values, dtype, tail, special, monkeypatch):
+    numba_cuda_gives_the_bits_of_numpy(monkeypatch, rule_class, values, dtype, tail, special)
 
 
 @pytest.mark.parametrize(("rule_class", "values"), RULE_CASES)
