@@ -356,7 +356,12 @@ def ptx(kernel: Kernel, arch: str) -> str:
     function = kernel.make(on_a_gpu())
     capability = int(arch[:-1]), int(arch[-1])
     bounds = (kernel.threads, 2 * THREADS // kernel.threads)  # as of CUDA C++: 128 registers for a thread
-    text, _ = cuda.compile_ptx(function, types.void(*kernel.kinds), cc=capability, launch_bounds=bounds)
+    try:
+        text, _ = cuda.compile_ptx(function, types.void(*kernel.kinds), cc=capability, launch_bounds=bounds)
+    except Exception as error:
+        if type(error).__name__ != "CCSupportError":  # which numba-cuda has no public name for
+            raise
+        raise BackendUnavailable(f"numba-cuda does not compile for sm_{arch}: {error}") from None
     (mangled,) = re.findall(r"\.visible \.entry (\w+)\(", text)
     plain: str = text.replace(mangled, kernel.name)
     return plain
@@ -392,8 +397,9 @@ def _assembled(text: str, arch: str) -> bytes:
 
         linker = nvjitlink.create(1, [f"-arch=sm_{arch}"])
     except (ImportError, RuntimeError) as error:  # the latter: its search for a library
+        reason = str(error).splitlines()[0]
         raise BackendUnavailable(
-            f"numba-cuda needs NVIDIA's linker nvJitLink: {str(error).splitlines()[0]}; {ADD_NUMBA_CUDA}"
+            f"numba-cuda needs NVIDIA's linker nvJitLink for sm_{arch}: {reason}; {ADD_NUMBA_CUDA}"
         ) from None
     try:
         content = text.encode() + b"\0"

@@ -119,7 +119,6 @@ CUDA.shared.array = _array
 
 NAMES = {
     "_lib": LIBRARY,
-    "_jit": njit(**FLAGS),  # LLVM inlines them; Numba would take a second for it
     "_cuda": CUDA,
     "_thread": _external("fgd_thread"),
     "_block": _external("fgd_block"),
@@ -135,9 +134,17 @@ class Emulated:
     def __init__(self, kernel, names=NAMES):
         shim()
         self.kernel = kernel
-        function = kernel.make(names)
+        key = repr((kernel.name, kernel.text, kernel.kinds, _DIGEST, machine()))
+        name = f"emulated_{kernel.name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+        def compiled(function):
+            # what is loaded from a file is found by its name, and must be this kernel's; LLVM inlines it
+            function.__qualname__ = name + function.__name__
+            return njit(**FLAGS)(function)
+
+        function = kernel.make({**names, "_jit": compiled})
         self.has_barriers = "syncthreads" in function.__code__.co_names
-        globals_ = {"__name__": __name__, "_pointer": _pointer, "_kernel": njit(**FLAGS)(function)}
+        globals_ = {"__name__": __name__, "_pointer": _pointer, "_kernel": compiled(function)}
         given = []
         for k, kind in enumerate(kernel.kinds):
             if isinstance(kind, types.CPointer):
@@ -146,8 +153,6 @@ class Emulated:
             else:
                 given.append(f"a[{k}]")
         exec(f"def _entry(a):\n    _kernel({', '.join(given)})\n", globals_)
-        key = repr((kernel.name, kernel.text, kernel.kinds, _DIGEST, machine()))
-        name = f"emulated_{kernel.name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         globals_["_entry"].__qualname__ = name
         made = njit(**FLAGS)(globals_["_entry"])
         if names is NAMES:
