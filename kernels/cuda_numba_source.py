@@ -27,9 +27,10 @@ from fastgd.kernels import cubin
 from fastgd.kernels.blocks import FIRST, HI, LANES, LO, ROW, SEGMENT
 from fastgd.kernels.cpu import FLAGS, specialise
 from fastgd.kernels.cuda_device import library, numba_cuda
-from fastgd.kernels.cuda_source import FOLDED, THREADS, VECTOR, BetweenCode, entry
+from fastgd.kernels.cuda_source import FOLDED, THREADS, VECTOR, BetweenCode, codes_between, entry
 from fastgd.kernels.errors import ADD_NUMBA_CUDA, BackendUnavailable
 from fastgd.kernels.language import Sweep
+from fastgd.kernels.plan import Plan
 from fastgd.kernels.printers import DType, rounded_text
 
 # ---- memory ------------------------------------------------------------------------------------------------------
@@ -305,6 +306,18 @@ def between_kernel(code: BetweenCode, label: str) -> Kernel:
     return Kernel(name, text, tuple(kinds), THREADS, make)
 
 
+def kernels(plan: Plan, dtype: DType, label: str) -> list[Kernel]:
+    """Give all kernels of a step, in their order."""
+    between = codes_between(plan, dtype)
+    made = []
+    for function in plan.functions:
+        if function.name in between:
+            made.append(between_kernel(between[function.name], label))
+        else:
+            made += [sweep_kernel(function, dtype, label, kind) for kind in ("vector", "scalar")]
+    return made
+
+
 def _compiled(text: str, names: dict[str, Any], *functions: str) -> dict[str, Any]:
     """Functions of a printed text that sees `names`; those named are for kernels to call."""
     exec(compile(text, "<printed>", "exec"), names)
@@ -392,21 +405,29 @@ def _versions() -> tuple[str, ...]:
 
 
 def _assembled(text: str, arch: str) -> bytes:
+    """Machine code of an assembly text."""
     try:
         from cuda.bindings import nvjitlink
 
-        linker = nvjitlink.create(1, [f"-arch=sm_{arch}"])
-    except (ImportError, RuntimeError) as error:  # the latter: its search for a library
+        nvjitlink.version()  # loads the library
+    except (ImportError, RuntimeError) as error:  # the latter is what its search for a library raises
         reason = str(error).splitlines()[0]
         raise BackendUnavailable(
-            f"numba-cuda needs NVIDIA's linker nvJitLink for sm_{arch}: {reason}; {ADD_NUMBA_CUDA}"
+            f"numba-cuda needs NVIDIA's linker nvJitLink, which cannot be loaded: {reason}; {ADD_NUMBA_CUDA}"
         ) from None
+    content = text.encode() + b"\0"
     try:
-        content = text.encode() + b"\0"
-        nvjitlink.add_data(linker, nvjitlink.InputType.PTX, content, len(content), "kernel")
-        nvjitlink.complete(linker)
-        code = bytearray(nvjitlink.get_linked_cubin_size(linker))
-        nvjitlink.get_linked_cubin(linker, code)
-    finally:
-        nvjitlink.destroy(linker)
+        linker = nvjitlink.create(1, [f"-arch=sm_{arch}"])
+        try:
+            nvjitlink.add_data(linker, nvjitlink.InputType.PTX, content, len(content), "kernel")
+            nvjitlink.complete(linker)
+            code = bytearray(nvjitlink.get_linked_cubin_size(linker))
+            nvjitlink.get_linked_cubin(linker, code)
+        finally:
+            nvjitlink.destroy(linker)
+    except nvjitlink.nvJitLinkError as error:
+        raise BackendUnavailable(
+            f"NVIDIA's linker nvJitLink makes no machine code for sm_{arch}: {error}; a newer GPU needs a newer one: "
+            "pip install --upgrade nvidia-nvjitlink"
+        ) from None
     return bytes(code)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from textwrap import dedent
 
 import numpy as np
@@ -17,6 +18,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 import sass
+from cuda_emulation import needs_numba_cuda
 
 from fastgd.cli import main
 from fastgd.kernels.cuda_source import entry, sweep_source
@@ -163,6 +165,39 @@ def test_ptx_is_of_the_architecture_and_every_sweep(shown):
     assert ".target sm_120" in text and "mul.rn.f64" in text
 
 
+def test_cuda_of_numba_cuda_is_python(shown):
+    text = shown("lamb", "--target", "cuda", "--backend", "numba-cuda")
+    names = "measure_vector", "measure_scalar", "combine_scalars", "update_vector", "update_scalar"
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [f"# fgd_lamb_{name}" for name in names]
+    compile(text, "kernels", "exec")
+    assert "_lib.fmul_rn(gscale, g)" in text and "_lib.dsqrt_rn(" in text
+
+
+@needs_numba_cuda
+def test_ptx_and_sass_of_numba_cuda(shown):
+    text = shown("lamb", "--target", "ptx", "--backend", "numba-cuda", "--arch", "sm_80")
+    assert text.count(".target sm_80") == text.count(".visible .entry fgd_lamb_") == 5
+    assert "ld.global.v4.f32" in text and "fma" not in text
+    assert "LDG.E.128" in shown("gd", "--target", "sass", "--backend", "numba-cuda")
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize(
+    ("arch", "said"), [("sm_20", "numba-cuda does not compile for sm_20"), ("sm_133", "no machine code for sm_133")]
+)
+def test_an_architecture_that_numba_cuda_does_not_serve_is_named(kernels, arch, said):
+    code, out, err = kernels("show", "gd", "--target", "sass", "--backend", "numba-cuda", "--arch", arch)
+    assert (code, out) == (2, "")
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_without_numba_cuda_the_command_that_adds_it_is_named(kernels, monkeypatch):
+    monkeypatch.setattr("numba.cuda", types.ModuleType("numba.cuda"), raising=False)
+    code, out, err = kernels("show", "gd", "--target", "ptx", "--backend", "numba-cuda")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and 'pip install "fastgd[cuda13]"' in err
+
+
 @sass.needs_tools
 def test_sass_is_machine_code(shown):
     assert "LDG.E.128" in shown("gd", "--target", "sass", "--arch", "sm_80")
@@ -267,7 +302,6 @@ def test_the_source_as_written_says_that_it_is_not_folded(kernels):
         (("adam", "--parallel"), ("--parallel", "llvm or asm", "--target rule")),
         (("adam", "--backend", "cupy"), ("--backend", "cuda, ptx or sass", "--target rule")),
         (("adam", "--target", "cuda", "--backend", "cuppy"), ("'cuppy'", "cupy", "did you mean cupy?")),
-        (("adam", "--target", "cuda", "--backend", "numba-cuda"), ("'numba-cuda'", "must be cupy", "no kernels yet")),
         (("adam", "--target", "numba", "--arch", "sm_90"), ("--arch", "cuda, ptx or sass", "--target numba")),
         (("adam", "--target", "ptx", "--arch", "90"), ("'90'", "such as sm_90")),
         ((), ("RULE",)),

@@ -78,7 +78,9 @@ def show_rule(
     max_value: Annotated[bool, typer.Option("--max-value", help="With the clip of each element.")] = False,
     zero_grad: Annotated[bool, typer.Option("--zero-grad", help="With g = 0 in the tail.")] = False,
     parallel: Annotated[bool, typer.Option("--parallel", help="The kernel for threads; of llvm and asm.")] = False,
-    backend: Annotated[str | None, typer.Option(help="Whose kernel; of cuda, ptx and sass: cupy.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Whose kernel, of cuda, ptx and sass: cupy (the default) or numba-cuda.")
+    ] = None,
     arch: Annotated[
         str | None, typer.Option(help="Architecture of ptx and sass, by default sm_90; cuda is the same for all.")
     ] = None,
@@ -98,9 +100,7 @@ def show_rule(
         _goes_with("--parallel", _COMPILED, target)
     if backend is not None:
         _goes_with("--backend", _ON_GPU, target)
-        if backend == "numba-cuda":
-            raise typer.BadParameter("--backend must be cupy, given 'numba-cuda', for which there are no kernels yet")
-        _known("--backend", backend, ("cupy",))
+        _known("--backend", backend, ("cupy", "numba-cuda"))
     if arch is not None:
         _goes_with("--arch", _ON_GPU, target)
         if not re.fullmatch("sm_[0-9]+", arch):
@@ -117,21 +117,23 @@ def show_rule(
         )
     if target == "rule" and (option or tail != Tail()):
         print("fastgd: this is the rule as written; --target numpy has options and tail folded in", file=sys.stderr)
+    in_python = backend == "numba-cuda" and target == "cuda"
+    comment = "#" if in_python else "//"
     texts: dict[str, Callable[[], str]] = {
         "rule": lambda: _written(chosen),
         "numpy": lambda: _numpy(planned, dtype),  # type: ignore[arg-type]  # checked above
         "numba": lambda: _numba(planned, dtype),  # type: ignore[arg-type]  # checked above
         "llvm": lambda: _linked([*_compiled(planned, dtype, name, parallel, "inspect_llvm").values()]),
         "asm": lambda: _headed(_compiled(planned, dtype, name, parallel, "inspect_asm"), "#"),
-        "cuda": lambda: _cuda(planned, dtype, name),  # type: ignore[arg-type]  # checked above
-        "ptx": lambda: _on_gpu(planned, dtype, name, _ptx, arch),  # type: ignore[arg-type]
-        "sass": lambda: _on_gpu(planned, dtype, name, _sass, arch),  # type: ignore[arg-type]
+        "cuda": lambda: _headed(_on_gpu(planned, dtype, name, backend), comment),
+        "ptx": lambda: _headed(_on_gpu(planned, dtype, name, backend, "ptx", arch), "//"),
+        "sass": lambda: _headed(_on_gpu(planned, dtype, name, backend, "sass", arch), "//"),
     }
     try:
         text = texts[target]()
     except BackendUnavailable as error:  # no compiler, or none for that architecture
         raise typer.BadParameter(f"--target {target}: {error}") from None
-    show_code(text, _LANGUAGES[target])
+    show_code(text, "python" if in_python else _LANGUAGES[target])
 
 
 # ---- what was asked for ------------------------------------------------------------------------------------------
@@ -222,30 +224,44 @@ def _numba(planned: Plan, dtype: DType) -> str:
     )
 
 
-def _cuda(planned: Plan, dtype: DType, label: str) -> str:
-    from fastgd.kernels.cuda_source import sources
-
-    return _headed(sources(planned, dtype, label), "//")
-
-
-def _on_gpu(planned: Plan, dtype: DType, label: str, form: Callable[[str, str, str], str], arch: str | None) -> str:
-    from fastgd.kernels.cuda_source import sources
-
+def _on_gpu(
+    planned: Plan, dtype: str, label: str, backend: str | None, form: str = "text", arch: str | None = None
+) -> dict[str, str]:
+    """Kernels for a GPU by name, in one form: ``text``, ``ptx`` or ``sass``."""
     number = (arch or "sm_90").removeprefix("sm_")
-    units = sources(planned, dtype, label).items()
-    return _headed({name: form(text, number, f"{label}_{name}") for name, text in units}, "//")
+    made: dict[str, Any] = (
+        _of_numba(planned, dtype, label) if backend == "numba-cuda" else _of_cupy(planned, dtype, label)
+    )
+    return {name: forms[form](number) for name, forms in made.items()}
 
 
-def _ptx(text: str, arch: str, label: str) -> str:
-    from fastgd.kernels.cubin import ptx
+def _of_cupy(planned: Plan, dtype: str, label: str) -> dict[str, dict[str, Callable[[str], str]]]:
+    from fastgd.kernels import cubin
+    from fastgd.kernels.cuda_source import sources
 
-    return ptx(text, arch, label)
+    def forms(name: str, text: str) -> dict[str, Callable[[str], str]]:
+        title = f"{label}_{name}"
+        return {
+            "text": lambda arch: text,
+            "ptx": lambda arch: cubin.ptx(text, arch, title),
+            "sass": lambda arch: cubin.sass(cubin.cubin(text, arch, title)),
+        }
+
+    return {name: forms(name, text) for name, text in sources(planned, dtype, label).items()}  # type: ignore[arg-type]
 
 
-def _sass(text: str, arch: str, label: str) -> str:
-    from fastgd.kernels.cubin import cubin, sass
+def _of_numba(planned: Plan, dtype: str, label: str) -> dict[str, dict[str, Callable[[str], str]]]:
+    from fastgd.kernels import cubin, cuda_numba_source
 
-    return sass(cubin(text, arch, label))
+    def forms(kernel: cuda_numba_source.Kernel) -> dict[str, Callable[[str], str]]:
+        return {
+            "text": lambda arch: kernel.text,
+            "ptx": lambda arch: cuda_numba_source.ptx(kernel, arch),
+            "sass": lambda arch: cubin.sass(cuda_numba_source.machine_code(kernel, arch)),
+        }
+
+    kernels = cuda_numba_source.kernels(planned, dtype, label)  # type: ignore[arg-type]  # checked above
+    return {kernel.name: forms(kernel) for kernel in kernels}
 
 
 def _compiled(planned: Plan, dtype: str, label: str, parallel: bool, inspect: str) -> dict[str, str]:
