@@ -1,5 +1,7 @@
 """Whether a GPU gives the bits of NumPy: every rule, dtype and tail, over shapes of memory that take every kernel.
 
+Each launcher is given arrays of its own library.
+
 ``python -m fastgd.bench.gpu_bits RULE ...`` compares a few rules and exits with 1 on a wrong bit; that is what
 compute-sanitizer is given.
 """
@@ -8,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +26,17 @@ from numpy.typing import NDArray
 
 from fastgd.bench.cases import CASES
 from fastgd.flat import FlatParams
+from fastgd.kernels.language import Sweep
 from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.plan import plan
 from fastgd.kernels.rules import RULES
 from fastgd.kernels.tail import Tail
-from fastgd.memory import to_host
+from fastgd.memory import copy_into, memory_of_backend, to_host, view
 from fastgd.optimizer import Optimizer
 
 Array = NDArray[Any]
 Shape = Literal["flat", "views"]
+GpuBackend = Literal["cupy", "numba-cuda"]
 
 SIZES = (1, 63, 64, 65, 0, 4095, 4096, 4097, 16384, 33331, 7)
 SHAPES = {4095: (63, 65), 4096: (64, 64), 16384: (64, 256)}
@@ -65,6 +71,8 @@ class Check:
     shape
         ``"flat"``: a FlatParams, all of whose arrays are aligned; ``"views"``: separate arrays, every other of which
         starts one element behind a multiple of 16 bytes.
+    backend
+        The launcher that is compared.
     """
 
     rule: str
@@ -73,11 +81,12 @@ class Check:
     dtype: str
     tail: str
     shape: Shape
+    backend: GpuBackend = "cupy"
 
     @property
     def name(self) -> str:
         """Name in the report."""
-        return f"{self.rule} ({self.setting}) {self.dtype}, {self.tail}, {self.shape}"
+        return f"{self.rule} ({self.setting}) {self.dtype}, {self.tail}, {self.shape}, {self.backend}"
 
 
 def served() -> list[str]:
@@ -105,10 +114,10 @@ def _tested() -> dict[str, tuple[Mapping[str, Any], ...]]:
     return found
 
 
-def checks(rules: Iterable[str], dtypes: Iterable[str] = DTYPES) -> list[Check]:
+def checks(rules: Iterable[str], dtypes: Iterable[str] = DTYPES, backend: GpuBackend = "cupy") -> list[Check]:
     """List every comparison of these rules."""
     return [
-        Check(rule, setting, values, dtype, tail, shape)
+        Check(rule, setting, values, dtype, tail, shape, backend)
         for rule in rules
         for setting, values in settings(rule).items()
         for dtype, tail, shape in product(dtypes, TAILS, _SHAPES)
@@ -120,20 +129,18 @@ def checks(rules: Iterable[str], dtypes: Iterable[str] = DTYPES) -> list[Check]:
 
 def wrong(check: Check) -> list[str]:
     """Name what a GPU's run leaves behind that has other bits than NumPy's."""
-    expected, found = trace(check, "numpy"), trace(check, "cupy")
+    expected, found = trace(check, "numpy"), trace(check, check.backend)
     assert expected.keys() == found.keys()
     return [name for name, values in expected.items() if not same_bits(values, found[name])]
 
 
-def trace(check: Check, backend: Literal["numpy", "cupy"]) -> dict[str, Array]:
+def trace(check: Check, backend: Literal["numpy"] | GpuBackend) -> dict[str, Array]:
     """Take a few steps, and give everything that they leave behind, by name, as arrays of the host."""
     rng = np.random.default_rng(1)
     dtype = np.dtype(check.dtype)
     place: Callable[[Array], Any] = np.array
-    if backend == "cupy":
-        from fastgd.kernels.cupy_arrays import to_device
-
-        place = to_device
+    if backend != "numpy":
+        place = import_module(f"fastgd.kernels.{memory_of_backend(backend)}_arrays").to_device
     rule: Any = RULES[check.rule](**check.values)
     # with a norm NaN and infinity leave nothing but NaN: they come last, when all else has been compared
     spreads = plan(rule).combine is not None or "max_norm" in TAILS[check.tail]
@@ -147,7 +154,7 @@ def trace(check: Check, backend: Literal["numpy", "cupy"]) -> dict[str, Array]:
     for k, scale in enumerate(_SCALES):
         hard = k == len(_SCALES) - 1 or (k > 0 and not spreads)
         for own in gradients:
-            own[...] = place(_numbers(rng, own.size, dtype, hard=hard).reshape(own.shape))
+            copy_into(own, _numbers(rng, own.size, dtype, hard=hard).reshape(own.shape))
         optimizer.step(given, scale=scale)
         left |= {f"{name} after step {k + 1}": values for name, values in _left(optimizer, params, gradients).items()}
     return left
@@ -161,7 +168,7 @@ def _flat(start: list[Array], place: Callable[[Array], Any], backend: str) -> tu
 def _views(start: list[Array], place: Callable[[Array], Any], backend: str) -> tuple[list[Any], list[Any], list[Any]]:
     def shifted(i: int, values: Array) -> Any:
         whole = np.concatenate([np.zeros(i % 2, values.dtype), values.reshape(-1)])
-        return place(whole)[i % 2 :].reshape(values.shape)
+        return view(place(whole), i % 2, values.shape)
 
     params = [shifted(i, a) for i, a in enumerate(start)]
     gradients = [shifted(i // 2, a) for i, a in enumerate(start)]
@@ -204,20 +211,39 @@ def _numbers(rng: np.random.Generator, size: int, dtype: np.dtype[Any], *, hard:
 # ---- many --------------------------------------------------------------------------------------------------------
 
 
-def compile_ahead(listed: Iterable[Check]) -> None:
-    """Compile the sweeps on all cores, which a run would compile one by one: NVRTC takes 0.1 s for each."""
+def _sweeps(listed: Iterable[Check]) -> Iterator[tuple[Sweep, str, str]]:
+    """Sweeps of comparisons, their dtype and label."""
+    for check in listed:
+        tail = Tail("ema", max_value=True, zero_grad=True) if TAILS[check.tail] else Tail()
+        for sweep in plan(RULES[check.rule](**check.values), tail).sweeps:
+            yield sweep, check.dtype, check.rule
+
+
+def compile_ahead(listed: Sequence[Check]) -> None:
+    """Compile the sweeps on all cores, which a run would compile one by one: NVRTC takes 0.1 s for each, Numba 0.5."""
     from fastgd.kernels.cubin import cubin
     from fastgd.kernels.cuda_cupy import _properties
     from fastgd.kernels.cuda_source import sweep_source
 
     arch, _ = _properties(0)
-    texts: dict[tuple[str, str], None] = {}
-    for check in listed:
-        tail = Tail("ema", max_value=True, zero_grad=True) if TAILS[check.tail] else Tail()
-        for sweep in plan(RULES[check.rule](**check.values), tail).sweeps:
-            texts[sweep_source(sweep, check.dtype, check.rule), check.rule] = None  # type: ignore[arg-type]
+    by_cupy = _sweeps(check for check in listed if check.backend == "cupy")
+    texts = dict.fromkeys((sweep_source(sweep, dtype, label), label) for sweep, dtype, label in by_cupy)  # type: ignore[arg-type]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda given: cubin(given[0], arch, given[1]), texts))
+    by_numba = [check for check in listed if check.backend == "numba-cuda"]
+    if by_numba:  # which holds a lock while it compiles: processes of their own, which leave their files
+        context = get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count(), context) as processes:
+            for _ in processes.map(_compile_by_numba, by_numba, [arch] * len(by_numba), chunksize=4):
+                pass
+
+
+def _compile_by_numba(check: Check, arch: str) -> None:
+    from fastgd.kernels.cuda_numba_source import machine_code, sweep_kernel
+
+    for sweep, dtype, label in _sweeps([check]):
+        for kind in ("vector", "scalar"):
+            machine_code(sweep_kernel(sweep, dtype, label, kind), arch)  # type: ignore[arg-type]
 
 
 def shown(found: list[str]) -> str:
@@ -242,12 +268,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Compare the rules named, float32, without a pool of memory, so that a checker sees the bounds of each array."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("rules", nargs="+", choices=served())
+    parser.add_argument("--backend", choices=("cupy", "numba-cuda"), default="cupy")
     given = parser.parse_args(arguments)
-    import cupy
+    if given.backend == "cupy":  # numba-cuda has no pool
+        import cupy
 
-    cupy.cuda.set_allocator(None)
+        cupy.cuda.set_allocator(None)
     status = 0
-    for check, found in compare(checks(given.rules, ("float32",)), lambda: True):
+    for check, found in compare(checks(given.rules, ("float32",), given.backend), lambda: True):
         if found:
             print(f"{check.name}: {shown(found)}")
             status = 1

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from fastgd.bench import gpu_bits
 from fastgd.bench.cases import Case
 from fastgd.bench.gpu_peers import GPU_CASES, names
-from fastgd.bench.gpu_run import Run, Scale, describe, settings
+from fastgd.bench.gpu_run import Run, Scale, backends, describe, settings
 from fastgd.bench.report import size_text
 from fastgd.bench.worker import Worker
 from fastgd.state import plain
@@ -36,7 +37,7 @@ def full(*, quick: bool) -> Scale:
     """Say how much is done."""
     served = tuple(gpu_bits.served())
     rest = tuple(name for name in (*_VARIANTS, *served) if name not in _FIRST)
-    whole = Scale(served, _FIRST, _HUGE, rest)
+    whole = Scale(served, _HUGE, _FIRST, _HUGE, rest)
     return replace(whole, compared=_HUGE, huge=(), rest=_HUGE[1:], rounds=3) if quick else whole
 
 
@@ -62,6 +63,9 @@ def parts(scale: Scale) -> list[tuple[str, Callable[[Run], None]]]:
 def bits(run: Run) -> None:
     """Compare the bits of every rule with NumPy's."""
     listed = gpu_bits.checks(run.scale.compared)
+    if "numba-cuda" in backends(run):  # whose text of a rule is the same for both dtypes
+        listed += gpu_bits.checks(run.scale.compared, ("float32",), "numba-cuda")
+        listed += gpu_bits.checks(run.scale.in_both, ("float64",), "numba-cuda")
     rest = run.left() / 2  # for what else is to be seen
     gpu_bits.compile_ahead(listed)
     result: dict[str, Any] = {"compared": 0, "wrong": {}}
@@ -117,23 +121,24 @@ def suite(run: Run) -> None:
 def sanitizer(run: Run) -> None:
     """Have compute-sanitizer look for bad accesses and races."""
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    for tool in ("memcheck", "racecheck"):
+    for tool, backend in product(("memcheck", "racecheck"), backends(run)):
+        name = f"compute-sanitizer's {tool}, {backend}"
         if program is None:
-            run.leave_out(f"compute-sanitizer's {tool}", "compute-sanitizer is not installed")
+            run.leave_out(name, "compute-sanitizer is not installed")
         elif not run.has_time():
-            run.leave_out(f"compute-sanitizer's {tool}")
+            run.leave_out(name)
         else:
-            _sanitize(run, program, tool)
+            _sanitize(run, program, tool, backend)
 
 
-def _sanitize(run: Run, program: str, tool: str) -> None:
+def _sanitize(run: Run, program: str, tool: str, backend: str) -> None:
     options = ["--tool", tool, "--error-exitcode", str(_ERRORS)]
     if tool == "memcheck":  # CuPy asks the runtime for what a device may not have, and takes no for an answer
         options += ["--report-api-errors", "no"]
-    command = [program, *options, sys.executable, "-m", "fastgd.bench.gpu_bits", *_SANITIZED]
+    command = [program, *options, sys.executable, "-m", "fastgd.bench.gpu_bits", "--backend", backend, *_SANITIZED]
     status, text = _output(run, command)
     summary = next((line.strip("= ") for line in reversed(text.splitlines()) if "SUMMARY" in line), "")
-    name = f"compute-sanitizer's {tool}"
+    name = f"compute-sanitizer's {tool}, {backend}"
     if status is None:
         run.leave_out(name, "it did not end in time")
     elif not summary:
@@ -196,7 +201,8 @@ def speed(cases: Sequence[str], n: int) -> Callable[[Run], None]:
                 else:
                     copies = copies or gpu_timing.Copies(n)
                     taking = [by_name[peer] for peer in names(case)]
-                    rows = gpu_timing.measure(case, n, copies, taking, run.scale.rounds, run.scale.seconds)
+                    served: list[gpu_bits.GpuBackend] = backends(run) if name in run.scale.first else ["cupy"]
+                    rows = gpu_timing.measure(case, n, copies, taking, run.scale.rounds, run.scale.seconds, served)
                     run.report["gpu"]["settings"] = settings()[1]  # as they are while it works
                     _measured(run, case, rows)
 
@@ -224,14 +230,16 @@ def launches(run: Run) -> None:
     n, rounds = run.scale.small, run.scale.rounds
     busy = gpu_timing.busy(gpu_timing.Copies(run.scale.large))
     rows = run.report["launches"]
+    served = backends(run)
     peers = dict.fromkeys(peer for name in _LAUNCHED for peer in names(GPU_CASES[name]) if peer.startswith("torch"))
     with _workers(run, list(peers)) as workers:
         for name in _LAUNCHED:
             if not run.has_time():
                 run.leave_out(f"launch cost of {name}")
                 continue
-            for what, cost in gpu_timing.launch_cost(GPU_CASES[name], n, rounds, busy).items():
-                rows.append({"case": name, "n": n, "peer": f"fastgd-cupy {what}", "skipped": None} | cost)
+            for backend in served:
+                for what, cost in gpu_timing.launch_cost(GPU_CASES[name], n, rounds, busy, backend).items():
+                    rows.append({"case": name, "n": n, "peer": f"fastgd-{backend} {what}", "skipped": None} | cost)
             for worker in workers:
                 if worker.peer in names(GPU_CASES[name]):
                     rows.append({"case": name, "n": n, "peer": worker.peer} | _foreign_launch(worker, name, n, rounds))

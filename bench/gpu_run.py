@@ -12,6 +12,7 @@ from typing import Any
 
 from fastgd.backend import refuse_missing
 from fastgd.bench.cases import ULP_LIMIT
+from fastgd.bench.gpu_bits import GpuBackend
 from fastgd.bench.gpu_report import markdown
 from fastgd.bench.report import write_json
 from fastgd.bench.run import describe_machine
@@ -19,7 +20,7 @@ from fastgd.kernels.errors import BackendUnavailable
 
 SCHEMA = 1
 
-_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "cuda-bindings", "triton", "apex", "bitsandbytes")
+_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "cuda-bindings", "triton", "apex", "bitsandbytes")
 _SETTINGS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu")
 
 
@@ -31,6 +32,8 @@ class Scale:
     ----------
     compared
         Rules whose bits are compared.
+    in_both
+        Those of them whose bits are compared in float64 with numba-cuda, too.
     first, huge
         Cases that are measured at `large` and at `most` elements before the deadline can interfere.
     rest
@@ -48,6 +51,7 @@ class Scale:
     """
 
     compared: tuple[str, ...]
+    in_both: tuple[str, ...]
     first: tuple[str, ...]
     huge: tuple[str, ...]
     rest: tuple[str, ...]
@@ -140,6 +144,17 @@ def refusal() -> str:
     except BackendUnavailable as reason:
         return str(reason)
     return ""
+
+
+def backends(run: Run) -> list[GpuBackend]:
+    """Give the launchers that there are here; one that is missing is left out by its name."""
+    try:
+        refuse_missing("numba-cuda")
+    except BackendUnavailable as reason:
+        if ("numba-cuda", str(reason)) not in run.report["left_out"]:
+            run.leave_out("numba-cuda", str(reason))
+        return ["cupy"]
+    return ["cupy", "numba-cuda"]
 
 
 def describe(run: Run) -> None:

@@ -18,6 +18,7 @@ import cupy
 import numpy as np
 
 from fastgd.bench.cases import GRADIENT_FACTORS, PERIOD, Case, data, max_ulp, reference
+from fastgd.bench.gpu_bits import GpuBackend
 from fastgd.bench.worker import Worker
 from fastgd.flat import FlatParams
 from fastgd.kernels import cuda_cupy
@@ -134,6 +135,8 @@ def roof(changed: Sequence[Any], read: Sequence[Any]) -> Work:
 class Subject:
     """An optimizer of a case with n elements of float32, ready to step.
 
+    Its arrays are CuPy's with either launcher, and so is the stream on which it is timed.
+
     Attributes
     ----------
     optimizer
@@ -142,7 +145,7 @@ class Subject:
         rules that look at more than an element.
     """
 
-    def __init__(self, case: Case, n: int) -> None:
+    def __init__(self, case: Case, n: int, backend: GpuBackend = "cupy") -> None:
         self._case = case
         self._values = data(min(n, PERIOD), "float32")
         p, g = (periodic(n, values) if len(case.tensors) == 1 else None for values in self._values)
@@ -152,7 +155,7 @@ class Subject:
         if len(case.tensors) > 1:
             params = self._packed(n)
             self._gradient, self._flat = None, (params.flat, params.grad.flat)
-        self.optimizer = Optimizer(params, case.build(), **case.tail)
+        self.optimizer = Optimizer(params, case.build(), backend=backend, **case.tail)
         self.error = self._error(n)
 
     def _packed(self, n: int) -> FlatParams:
@@ -191,14 +194,22 @@ def arrays(case: Case) -> int:
     return 2 + 2 + len(plan(case.build()).states) + ("ema_decay" in case.tail)
 
 
-def measure(case: Case, n: int, copies: Copies, peers: Sequence[Worker], rounds: int, seconds: float) -> list[Row]:
+def measure(
+    case: Case,
+    n: int,
+    copies: Copies,
+    peers: Sequence[Worker],
+    rounds: int,
+    seconds: float,
+    backends: Sequence[GpuBackend] = ("cupy",),
+) -> list[Row]:
     """Measure one case at one size, copy and roof beside it, and the peers in their processes."""
-    subject = Subject(case, n)
+    subjects = {f"fastgd-{backend}": Subject(case, n, backend) for backend in backends}
+    subject = subjects["fastgd-cupy"]
     works = {
         "copy": partial(turn, copies, seconds),
         "roof": partial(turn, roof(*subject.streams()), seconds),
-        "fastgd-cupy": partial(turn, subject.step, seconds),
-    }
+    } | {name: partial(turn, own.step, seconds) for name, own in subjects.items()}
     opened = {worker.peer: _asked(worker, do="open", case=case.name, n=n) for worker in peers}
     for worker in peers:
         if "skipped" not in opened[worker.peer]:
@@ -209,7 +220,7 @@ def measure(case: Case, n: int, copies: Copies, peers: Sequence[Worker], rounds:
     changed, read = map(len, subject.streams())
     moved = {"copy": 8 * copies.n, "roof": 4 * n * (2 * changed + read)}
     rows = []
-    for name in ("copy", "roof", "fastgd-cupy", *opened):
+    for name in ("copy", "roof", *subjects, *opened):
         row: Row = {"case": case.name, "n": n, "peer": name, "skipped": None}
         taken = [s for s in samples.get(name, []) if s == s]
         if not taken:
@@ -217,7 +228,7 @@ def measure(case: Case, n: int, copies: Copies, peers: Sequence[Worker], rounds:
         else:
             at = median(taken)
             per_step = moved.get(name, n * subject.optimizer.bytes_per_param)
-            error = subject.error if name == "fastgd-cupy" else opened.get(name, {}).get("max_ulp")
+            error = subjects[name].error if name in subjects else opened.get(name, {}).get("max_ulp")
             row |= {"seconds": at, "iqr": spread(taken), "gbps": per_step / at / 1e9, "max_ulp": error}
         rows.append(row)
     return related(rows)
@@ -250,7 +261,9 @@ def _answered_seconds(worker: Worker, seconds: float, opened: dict[str, Any]) ->
 # ---- small steps -------------------------------------------------------------------------------------------------
 
 
-def launch_cost(case: Case, n: int, rounds: int, busy: Work) -> dict[str, dict[str, float]]:
+def launch_cost(
+    case: Case, n: int, rounds: int, busy: Work, backend: GpuBackend = "cupy"
+) -> dict[str, dict[str, float]]:
     """Time of the host and of the GPU for a small step, and for the replay of a captured one.
 
     Parameters
@@ -261,8 +274,10 @@ def launch_cost(case: Case, n: int, rounds: int, busy: Work) -> dict[str, dict[s
         Of which the medians are taken.
     busy
         Keeps the GPU busy while the steps are launched, so that what it then takes has no gaps of the host's.
+    backend
+        What launches them.
     """
-    subject = Subject(case, n)
+    subject = Subject(case, n, backend)
     captured = subject.optimizer.capture(subject._gradient)
     works: dict[str, Work] = {"step": subject.step, "replay": captured.replay}
     for work in works.values():

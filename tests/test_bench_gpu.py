@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fake_clock
 import fake_cupy
+import fake_numba_cuda
 import gxx
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from fastgd.kernels.rules import RULES
 ROOT = Path(__file__).parent.parent
 TINY = gpu_run.Scale(
     compared=("sgd",),
+    in_both=("sgd",),
     first=("adamw",),
     huge=("sgd",),
     rest=("adamw-clip", "lamb", "adamw-tail-gpt2"),
@@ -41,7 +43,7 @@ needs_compiler = pytest.mark.skipif(gxx.GXX is None, reason="needs g++")
 @pytest.fixture
 def device(monkeypatch):
     """A stand-in, under which what has imported CuPy is imported anew; no process of a peer is started."""
-    with fake_cupy.installed(monkeypatch) as cupy:
+    with fake_cupy.installed(monkeypatch) as cupy, fake_numba_cuda.installed(monkeypatch):
         fake_clock.add_to(cupy, monkeypatch)
         import_module("fastgd.kernels.cuda_cupy")
         monkeypatch.delitem(sys.modules, "fastgd.bench.gpu_timing", raising=False)
@@ -90,7 +92,7 @@ def test_the_quick_run_is_a_part_of_the_whole():
 def test_a_run_writes_what_it_measured(device, tmp_path):
     status, report, text = ran(tmp_path)
     assert status == 0 and report["failed"] == {} and report["left_out"] == []
-    assert report["bits"] == {"compared": len(gpu_bits.checks(["sgd"])), "wrong": {}}
+    assert report["bits"] == {"compared": 2 * len(gpu_bits.checks(["sgd"])), "wrong": {}}
     assert [(row["case"], row["n"]) for row in report["rows"] if row["peer"] == "fastgd-cupy"] == [
         ("adamw", 4096),
         ("sgd", 8192),
@@ -103,10 +105,12 @@ def test_a_run_writes_what_it_measured(device, tmp_path):
         assert row["copy_share"] == pytest.approx(1) if row["peer"] == "copy" else row["copy_share"] > 0
     errors = {row["case"]: row["max_ulp"] for row in report["rows"] if row["peer"] == "fastgd-cupy"}
     assert errors["adamw"] < 32 and errors["sgd"] < 32 and errors["adamw-clip"] < 32 and errors["lamb"] is None
-    assert {(row["case"], row["peer"]) for row in report["launches"]} >= {("adamw", "fastgd-cupy replay")}
+    assert {(row["case"], row["peer"]) for row in report["launches"]} >= {
+        ("adamw", f"fastgd-{backend} {what}") for backend in ("cupy", "numba-cuda") for what in ("step", "replay")
+    }
     assert [row["blocks"] for row in report["grids"]] == [1, 4]
     assert report["gpu"]["name"] == "stand-in" and report["gpu"]["versions"]["CUDA driver"] == "13.0"
-    assert text.startswith("# fastgd bench on a GPU\n\n- bits: 16 comparisons with NumPy, 0 wrong\n")
+    assert text.startswith("# fastgd bench on a GPU\n\n- bits: 32 comparisons with NumPy, 0 wrong\n")
     assert "## adamw float32, 4 k elements; lr=0.001, " in text and "## A step of 256 elements" in text
     assert text.count("| " + " | ".join(COLUMNS) + " |") == 5
     assert text.count("stand-in, 16 GiB, compute capability 9.0") == 7
@@ -122,10 +126,11 @@ def test_a_wrong_bit_is_named_and_makes_the_status_1(device, tmp_path, monkeypat
     monkeypatch.setattr(gpu_parts, "speed", lambda cases, n: lambda run: None)
     status, report, text = ran(tmp_path)
     assert status == 1
-    assert "sgd (defaults) float32, plain, flat" in report["bits"]["wrong"]
+    assert "sgd (defaults) float32, plain, flat, cupy" in report["bits"]["wrong"]
     # one vector of 4 elements is wrong in its last; those of fewer have none
     assert (
-        "  - WRONG: sgd (defaults) float32, plain, flat: parameter 1 after step 1; parameter 2 after step 1; " in text
+        "  - WRONG: sgd (defaults) float32, plain, flat, cupy: parameter 1 after step 1; parameter 2 after step 1; "
+        in text
     )
 
 
@@ -152,7 +157,7 @@ def test_a_part_that_runs_out_of_time_names_the_rest(device, tmp_path, monkeypat
     gpu_parts.speed(("adamw", "lamb"), 4096)(run)
     gpu_parts.launches(run)
     assert [what for what, _ in run.report["left_out"]] == [
-        "13 comparisons of sgd's bits",
+        "29 comparisons of sgd's bits",
         "adamw at 4 k elements",
         "lamb at 4 k elements",
         *(f"launch cost of {name}" for name in ("adamw", "adamw-clip", "sgd", "lamb")),
@@ -188,7 +193,7 @@ def test_the_tests_on_a_gpu_are_required_to_find_one(tmp_path, capsys, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # where there is one
     run = gpu_run.Run(TINY, 200.0, tmp_path)
     gpu_parts.suite(run)
-    assert re.match(r"\d+ errors in ", run.report["failed"]["tests on the GPU"])
+    assert re.match(r"(\d+ failed, )?\d+ errors in ", run.report["failed"]["tests on the GPU"])
     assert "a GPU is required: " in capsys.readouterr().out
 
 
@@ -205,29 +210,32 @@ def test_what_the_sanitizer_says_is_kept(script, kept, tmp_path, monkeypatch):
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setattr(gpu_parts.shutil, "which", lambda name, path=None: str(program))
+    monkeypatch.setattr(gpu_parts, "backends", lambda run: ["cupy", "numba-cuda"])
     run = gpu_run.Run(TINY, 100.0, tmp_path)
     gpu_parts.sanitizer(run)
     found = run.report[kept]
     assert [*(dict(found) if kept == "left_out" else found)] == [
-        "compute-sanitizer's memcheck",
-        "compute-sanitizer's racecheck",
+        f"compute-sanitizer's {tool}, {backend}"
+        for tool in ("memcheck", "racecheck")
+        for backend in ("cupy", "numba-cuda")
     ]
     assert all(not run.report[other] for other in {"checked", "failed", "left_out"} - {kept})
 
 
 def test_a_sanitizer_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_parts.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(gpu_parts, "backends", lambda run: ["cupy"])
     run = gpu_run.Run(TINY, 100.0, tmp_path)
     gpu_parts.sanitizer(run)
-    assert run.report["left_out"][1] == ("compute-sanitizer's racecheck", "compute-sanitizer is not installed")
+    assert run.report["left_out"][1] == ("compute-sanitizer's racecheck, cupy", "compute-sanitizer is not installed")
 
 
 @needs_compiler
 def test_the_sanitized_program_compares_bits(device, capsys, monkeypatch):
-    assert gpu_bits.main(["sgd"]) == 0
+    assert gpu_bits.main(["sgd"]) == gpu_bits.main(["sgd", "--backend", "numba-cuda"]) == 0
     monkeypatch.setattr(gpu_bits, "wrong", lambda check: ["parameter 1"])
     assert gpu_bits.main(["gd"]) == 1
-    assert "gd (defaults) float32, plain, flat: parameter 1" in capsys.readouterr().out
+    assert "gd (defaults) float32, plain, flat, cupy: parameter 1" in capsys.readouterr().out
 
 
 # ---- bits and peers ----------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ import pytest
 from conftest import numbers, same_bits
 
 import fastgd
-from fastgd.backend import cupy_refusal
+from fastgd.backend import cupy_refusal, numba_cuda_refusal
 from fastgd.bench import gpu_bits
 from fastgd.kernels.cubin import cubin
 
 RULES = ("sgd", "adamw", "lion", "lamb", "prodigy", "rprop")  # no root; the usual; signs; both kinds of sums; branches
-CHECKS = [check for check in gpu_bits.checks(RULES) if check.setting == "other"]
+LAUNCHERS = ("cupy", "numba-cuda")
+CHECKS = [check for name in LAUNCHERS for check in gpu_bits.checks(RULES, backend=name) if check.setting == "other"]
 N = 10_007
 SPIN = """
 extern "C" __global__ void __launch_bounds__(1)
@@ -24,17 +25,38 @@ spin(long long cycles) {
 CYCLES = 1 << 30  # half a second or more
 
 
-@pytest.fixture
-def cupy(request):
-    """Give CuPy, where it has a device."""
-    refusal = cupy_refusal()
+def required(refusal, request):
+    """Skip the test where there is no device, or let it fail where one is asked for."""
     if refusal is not None and request.config.getoption("--require-gpu"):
         pytest.fail(f"a GPU is required: {refusal[0]}; {refusal[1]}")
     if refusal is not None:
         pytest.skip(f"needs a GPU: {refusal[0]}")
+
+
+@pytest.fixture
+def cupy(request):
+    """Give CuPy, where it has a device."""
+    required(cupy_refusal(), request)
     import cupy
 
     return cupy
+
+
+@pytest.fixture(params=LAUNCHERS)
+def backend(request):
+    """Both launchers, one behind the other; either is given arrays of CuPy."""
+    if request.param == "numba-cuda":
+        required(numba_cuda_refusal(), request)
+    return request.param
+
+
+@pytest.fixture
+def cuda(request):
+    """Give numba-cuda, where it has a device."""
+    required(numba_cuda_refusal(), request)
+    from numba import cuda
+
+    return cuda
 
 
 def hypers(k):
@@ -64,19 +86,20 @@ def gradients():
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_bits_are_those_of_the_cpu(check, cupy):
+def test_bits_are_those_of_the_cpu(check, request):
+    required(cupy_refusal() if check.backend == "cupy" else numba_cuda_refusal(), request)
     with np.errstate(all="ignore"):
         assert gpu_bits.wrong(check) == []
 
 
 @pytest.mark.parametrize("rule", ["AdamW", "LAMB", "Prodigy"])
-def test_a_step_runs_on_the_current_stream(rule, cupy, start, gradients):
+def test_a_step_runs_on_the_current_stream(rule, cupy, backend, start, gradients):
     """What computes the gradient takes long on the same stream, and the default one has nothing to do with either."""
     expected = reference(rule, start, gradients, max_norm=1.0)
     stream = cupy.cuda.Stream(non_blocking=True)
     sources = [cupy.asarray(g) for g in gradients]
     p, g = cupy.asarray(start), cupy.zeros(N, np.float32)
-    opt = getattr(fastgd, rule)(p, max_norm=1.0)
+    opt = getattr(fastgd, rule)(p, max_norm=1.0, backend=backend)
     cupy.cuda.Device().synchronize()
     spin = spinner(cupy)
     with stream:
@@ -92,10 +115,10 @@ def test_a_step_runs_on_the_current_stream(rule, cupy, start, gradients):
 
 @pytest.mark.parametrize("tail", [{}, dict(max_norm=1.0)], ids=["plain", "max_norm"])
 @pytest.mark.parametrize("rule", ["AdamW", "LAMB", "Prodigy"])
-def test_a_captured_step_takes_new_hyperparameters(rule, tail, cupy, start, gradients):
+def test_a_captured_step_takes_new_hyperparameters(rule, tail, cupy, backend, start, gradients):
     expected = reference(rule, start, gradients, **tail)
     p, g = cupy.asarray(start), cupy.zeros(N, np.float32)
-    opt = getattr(fastgd, rule)(p, **tail)
+    opt = getattr(fastgd, rule)(p, backend=backend, **tail)
     captured = opt.capture(g)
     for k, source in enumerate(gradients):
         opt.param_groups[0].update(hypers(k))
@@ -120,9 +143,9 @@ def spinner(cupy):
 @pytest.mark.parametrize("how", ["step", "replay"])
 @pytest.mark.parametrize("tail", [{}, dict(max_norm=1.0, ema_decay=0.9, zero_grad=True)], ids=["plain", "tail"])
 @pytest.mark.parametrize("rule", ["AdamW", "LAMB", "Prodigy"])
-def test_a_step_does_not_wait_for_the_device(rule, tail, how, cupy, start, gradients):
+def test_a_step_does_not_wait_for_the_device(rule, tail, how, cupy, backend, start, gradients):
     p, g = cupy.asarray(start), cupy.asarray(gradients[0])
-    opt = getattr(fastgd, rule)(p, **tail)
+    opt = getattr(fastgd, rule)(p, backend=backend, **tail)
     step = opt.capture(g).replay if how == "replay" else lambda: opt.step(g)
     for _ in range(2):  # what is loaded and allocated at first may wait
         step()
@@ -137,9 +160,9 @@ def test_a_step_does_not_wait_for_the_device(rule, tail, how, cupy, start, gradi
     assert done.done and opt.t == 5
 
 
-def test_a_norm_is_waited_for_only_when_it_is_read(cupy, start, gradients):
+def test_a_norm_is_waited_for_only_when_it_is_read(cupy, backend, start, gradients):
     p, g = cupy.asarray(start), cupy.asarray(gradients[0])
-    opt = fastgd.AdamW(p, max_norm=1.0)
+    opt = fastgd.AdamW(p, max_norm=1.0, backend=backend)
     opt.step(g)
     spin, done = spinner(cupy), cupy.cuda.Event()
     spin(CYCLES)
@@ -163,11 +186,11 @@ def torch(cupy):
     return torch
 
 
-def test_tensors_of_torch_are_updated_in_place(cupy, torch, start, gradients):
+def test_tensors_of_torch_are_updated_in_place(cupy, backend, torch, start, gradients):
     expected = reference("AdamW", start, gradients)
     p, g = torch.from_numpy(start.copy()).cuda(), torch.zeros(N, device="cuda")
     address = p.data_ptr()
-    opt = fastgd.AdamW(p)
+    opt = fastgd.AdamW(p, backend=backend)
     for k, source in enumerate(gradients):
         opt.param_groups[0].update(hypers(k))
         g.copy_(torch.from_numpy(source))
@@ -181,9 +204,9 @@ def test_a_parameter_of_torch_is_refused_with_the_way_out(cupy, torch):
         fastgd.AdamW(torch.nn.Parameter(torch.ones(N, device="cuda")))
 
 
-def test_tensors_on_another_stream_are_refused(cupy, torch, start, gradients):
+def test_tensors_on_another_stream_are_refused(cupy, backend, torch, start, gradients):
     p, g = (torch.from_numpy(a.copy()).cuda() for a in (start, gradients[0]))
-    opt = fastgd.AdamW(p)
+    opt = fastgd.AdamW(p, backend=backend)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream), pytest.raises(fastgd.ArrayError, match="stream"):
         opt.step(g)
@@ -191,14 +214,14 @@ def test_tensors_on_another_stream_are_refused(cupy, torch, start, gradients):
     assert same_bits(p.cpu().numpy(), start) and opt.t == 0
 
 
-def test_tensors_on_another_stream_are_served_there(cupy, torch, start, gradients):
+def test_tensors_on_another_stream_are_served_there(cupy, backend, torch, start, gradients):
     stream = torch.cuda.Stream()
     if not hasattr(stream, "__cuda_stream__"):
         pytest.skip("this torch does not lend its streams: it does from 2.10 on")
     expected = reference("AdamW", start, gradients)
     with torch.cuda.stream(stream), cupy.cuda.Stream.from_external(stream):
         p, g = torch.from_numpy(start.copy()).cuda(), torch.zeros(N, device="cuda")
-        opt = fastgd.AdamW(p)
+        opt = fastgd.AdamW(p, backend=backend)
         for k, source in enumerate(gradients):
             opt.param_groups[0].update(hypers(k))
             g.copy_(torch.from_numpy(source))
@@ -239,3 +262,64 @@ def test_the_other_device_is_named_and_serves_its_own(cupy, start, gradients):
             opt.param_groups[0].update(hypers(k))
             opt.step(cupy.asarray(source))
         assert same_bits(p.get(), expected)
+
+
+# ---- arrays and streams of numba-cuda ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["AdamW", "LAMB", "Prodigy"])
+def test_arrays_of_numba_cuda_are_updated_on_their_stream(rule, cuda, start, gradients):
+    """What the user's own kernel leaves on that stream is what the step sees; the default one is not waited for."""
+    expected = reference(rule, start, gradients, max_norm=1.0)
+    stream = cuda.stream()
+    sources = [cuda.to_device(g, stream=stream) for g in gradients]
+    p, g = cuda.to_device(start, stream=stream), cuda.device_array(N, np.float32, stream=stream)
+    opt = getattr(fastgd, rule)(p, max_norm=1.0)
+    assert opt.backend == "numba-cuda"
+
+    @cuda.jit
+    def copied(to, source):
+        i = cuda.grid(1)
+        if i < to.size:
+            for _ in range(10_000):  # which takes long
+                to[i] = source[i]
+
+    for k, source in enumerate(sources):
+        opt.param_groups[0].update(hypers(k))
+        copied[-(-N // 256), 256, stream](g, source)
+        opt.step(g)
+    stream.synchronize()
+    assert same_bits(p.copy_to_host(), expected)
+
+
+def test_flat_parameters_of_numba_cuda_go_there_and_back(cuda, start, gradients):
+    host = fastgd.FlatParams({"w": start.reshape(-1, 1), "b": ()}, np.float32)
+    params = host.to("numba-cuda")
+    opt, own = fastgd.LAMB(params, ema_decay=0.9), fastgd.LAMB(host, ema_decay=0.9, backend="numpy")
+    for gradient in gradients:
+        for one in (params, host):
+            one.grad["w"], one.grad["b"] = gradient.reshape(-1, 1), 0.5
+        opt.step(), own.step()
+    own.load_state_dict(opt.state_dict())
+    assert same_bits(params.to("numpy").flat, host.flat)
+    assert same_bits(opt.ema.flat.copy_to_host(), own.ema.flat)
+
+
+def test_a_captured_step_of_numba_cuda_takes_new_hyperparameters(cuda, start, gradients):
+    expected = reference("LAMB", start, gradients, max_norm=1.0)
+    stream = cuda.stream()
+    p, g = cuda.to_device(start, stream=stream), cuda.to_device(gradients[0], stream=stream)
+    opt = fastgd.LAMB(p, max_norm=1.0)
+    captured = opt.capture(g)
+    for k, source in enumerate(gradients):
+        opt.param_groups[0].update(hypers(k))
+        g.copy_to_device(source, stream=stream)
+        captured.replay()
+    stream.synchronize()
+    assert same_bits(p.copy_to_host(), expected)
+
+
+def test_what_does_not_fit_into_numba_cudas_memory_is_one_error(cuda):
+    _, total = cuda.current_context().get_memory_info()
+    with pytest.raises(MemoryError, match="bytes do not fit into the GPU's memory"):
+        fastgd.FlatParams({"w": total}, np.float32, backend="numba-cuda")
