@@ -1,6 +1,25 @@
 """Update rules, the language they are written in, and the sweeps that run them.
 
 Write a rule with `Rule` and the functions of the rule language; see `fastgd.kernels.rules` for those that ship.
+
+A rule is parsed once (`language`, `rule`), laid out in sweeps and the code between them (`plan`), given its tail
+(`tail`) and cut into tiles and sums of one shape (`blocks`). All that is the same for every target. Where they differ:
+
+================  ===================  ========================  ==========================  ==========================
+backend           numpy                numba                     cupy                        numba-cuda
+================  ===================  ========================  ==========================  ==========================
+printed as        array expressions    typed scalar Python       CUDA C++                    Python, rounded by name
+compiled by       nobody               Numba, `cpu`              NVRTC, `cubin`              its compiler and nvJitLink
+loop over memory  `reference`          `cpu`                     ``transport.cuh``           `cuda_numba_source`
+sums of sums      `blocks`             `cpu`                     ``service.cuh``             `cuda_numba_source`
+between sweeps    `between`            `between`                 `cuda_between`              `cuda_between`
+launched by       a call               `cpu`, on `cpu_threads`   `cuda_sweep`, `cuda_cupy`   `cuda_sweep`, `cuda_numba`
+arrays            NumPy's              NumPy's                   `cupy_arrays`               `numba_arrays`
+================  ===================  ========================  ==========================  ==========================
+
+The two of a GPU take the same arguments kernel by kernel (`cuda_source`), so that `cuda_sweep` and `cuda_between` know
+neither CuPy nor numba-cuda. All four printers are in `printers`. Matrix rules (`matrix`) have no kernels: they are
+computed by the operators of the arrays' library (`matrix_sweep`).
 """
 
 # The guard stands before the imports: they would fail less clearly.

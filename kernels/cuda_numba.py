@@ -51,18 +51,21 @@ __all__ = [
 ]
 
 THREADS_PER_PROCESSOR = 16 * THREADS  # more than run at once, so that no block waits long for the last
+STAGED = 64 << 10  # bytes of common memory up to which CUDA promises that nobody waits for a copy to the device
 
 
 def sender(size: int) -> tuple[Any, Callable[[bytes], None]]:
     """Give memory of `size` bytes, and what fills it on the current stream; the bytes may go when it returns.
 
-    The driver copies what lies in common memory of the host before the call returns, and nobody waits for the device.
+    The driver has taken what lies in common memory of the host before the call returns.
     """
     memory = zeros(max(1, -(-size // 8)), np.int64)
     goal = address(memory)
 
     def send(content: bytes) -> None:
-        checked(driver.cuMemcpyHtoDAsync(goal, content, size, current_stream()))
+        for start in range(0, size, STAGED):
+            part = content[start : start + STAGED]
+            checked(driver.cuMemcpyHtoDAsync(goal + start, part, len(part), current_stream()))
 
     return memory, send
 

@@ -26,7 +26,7 @@ from fastgd.kernels.plan import plan
 
 ARCHITECTURES = [(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)]
 README = (ROOT / "README.md").read_text()
-(EXAMPLE,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "numba import cuda" in b)
+(EXAMPLE,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "@cuda.jit" in b)
 
 
 @pytest.fixture

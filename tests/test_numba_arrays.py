@@ -6,6 +6,7 @@ On a stand-in for numba-cuda whose device is the host.
 from __future__ import annotations
 
 import copy
+import re
 import types
 
 import fake_numba_cuda
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import gpu_of
 from test_cuda_arrays import ByDlpack, ByInterface, Tensor, torch  # noqa: F401  # a fixture
+from test_layers import ROOT
 
 import fastgd
 from fastgd import backend
@@ -362,3 +364,9 @@ def test_fit_computes_gradients_by_a_users_own_kernels(cuda):
     stopping = fastgd.EarlyStopping(2)
     history = fastgd.fit(loss_and_grad, opt, x, epochs=20, validation=x, callbacks=[stopping])
     assert history.loss[-1] < 1e-3 * history.loss[0]
+
+
+def test_example_of_the_readme(cuda):
+    readme = (ROOT / "README.md").read_text()
+    (example,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "cuda.stream()" in b)
+    exec(example, {"np": np, "fastgd": fastgd})
