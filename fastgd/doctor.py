@@ -88,7 +88,7 @@ def examine() -> list[Finding]:
     -------
     list of Finding
         Versions, backends, compiler, threads, threading layer, SIMD, denormals, cache, the time of a matmul between
-        steps and, where CuPy is installed, the GPU. Without a compiler that works the list ends there.
+        steps and, where CuPy or numba-cuda is installed, the GPU. Without a compiler that works the list ends there.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def examine() -> list[Finding]:
         "denormals": lambda: _denormals(used),
         "cache": _cache,
     }
-    if util.find_spec("cupy") is not None:
+    if any(util.find_spec(library) is not None for library in ("cupy", "numba_cuda")):
         probes["GPU"] = _gpu
     for name, probe in probes.items():
         try:
@@ -151,26 +151,35 @@ def _backends() -> list[Finding]:
 
 def _gpu() -> Finding:
     from fastgd.kernels.cubin import nvrtc_version
+    from fastgd.kernels.cuda_numba_source import linker
     from fastgd.kernels.driver import find
     from fastgd.kernels.errors import BackendUnavailable
 
-    try:
-        compiler, missing = f"NVRTC {nvrtc_version()}", ""
-    except BackendUnavailable as error:
-        compiler, _, missing = str(error).partition("; ")
+    asked: list[Callable[[], str]] = []
+    if util.find_spec("cupy") is not None:
+        asked.append(lambda: f"NVRTC {nvrtc_version()}")
+    if util.find_spec("numba_cuda") is not None:
+        asked.append(lambda: "nvJitLink {}.{}".format(*linker().version()))
+    compilers, missing = [], ""
+    for ask in asked:
+        try:
+            compilers.append(ask())
+        except BackendUnavailable as error:
+            reason, _, missing = str(error).partition("; ")
+            compilers.append(reason)
     driver, reason = find()
-    return judge_gpu(driver, reason, compiler, missing)
+    return judge_gpu(driver, reason, "; ".join(compilers), missing)
 
 
 def judge_gpu(driver: Driver | None, reason: str, compiler: str, missing: str) -> Finding:
-    """Say what CuPy's kernels have to run on.
+    """Say what kernels for a GPU have to run on.
 
     Parameters
     ----------
     driver, reason
         What `fastgd.kernels.driver.find` gives.
     compiler
-        What is to be said of the compiler of their CUDA C++.
+        What is to be said of their compilers.
     missing
         What to do about it, or empty.
     """
@@ -187,7 +196,9 @@ def judge_gpu(driver: Driver | None, reason: str, compiler: str, missing: str) -
     if missing:
         return Finding("GPU", value, "warn", missing)
     if driver is None or not driver.devices:
-        return Finding("GPU", value, "note", "nothing to do for arrays of NumPy; the backend cupy needs one")
+        return Finding(
+            "GPU", value, "note", "nothing to do for arrays of NumPy; cupy and numba-cuda need one"
+        )
     return Finding("GPU", value)
 
 

@@ -404,8 +404,14 @@ def _versions() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _assembled(text: str, arch: str) -> bytes:
-    """Machine code of an assembly text."""
+def linker() -> Any:
+    """Give NVIDIA's linker, which makes machine code of assembly language.
+
+    Raises
+    ------
+    BackendUnavailable
+        If it is not installed.
+    """
     try:
         from cuda.bindings import nvjitlink
 
@@ -415,16 +421,22 @@ def _assembled(text: str, arch: str) -> bytes:
         raise BackendUnavailable(
             f"numba-cuda needs NVIDIA's linker nvJitLink, which cannot be loaded: {reason}; {ADD_NUMBA_CUDA}"
         ) from None
+    return nvjitlink
+
+
+def _assembled(text: str, arch: str) -> bytes:
+    """Machine code of an assembly text."""
+    nvjitlink = linker()
     content = text.encode() + b"\0"
     try:
-        linker = nvjitlink.create(1, [f"-arch=sm_{arch}"])
+        program = nvjitlink.create(1, [f"-arch=sm_{arch}"])
         try:
-            nvjitlink.add_data(linker, nvjitlink.InputType.PTX, content, len(content), "kernel")
-            nvjitlink.complete(linker)
-            code = bytearray(nvjitlink.get_linked_cubin_size(linker))
-            nvjitlink.get_linked_cubin(linker, code)
+            nvjitlink.add_data(program, nvjitlink.InputType.PTX, content, len(content), "kernel")
+            nvjitlink.complete(program)
+            code = bytearray(nvjitlink.get_linked_cubin_size(program))
+            nvjitlink.get_linked_cubin(program, code)
         finally:
-            nvjitlink.destroy(linker)
+            nvjitlink.destroy(program)
     except nvjitlink.nvJitLinkError as error:
         raise BackendUnavailable(
             f"NVIDIA's linker nvJitLink makes no machine code for sm_{arch}: {error}; a newer GPU needs a newer one: "
