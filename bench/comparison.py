@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fastgd.bench.report import size_text
+
 Row = dict[str, Any]
 Report = dict[str, Any]
 
@@ -39,6 +41,12 @@ class Case:
     ulp_limit: float
 
     @property
+    def name(self) -> str:
+        """What to call it: its regime too, if that is not to be seen from its size."""
+        regime = "" if self.regime in BY_SIZE else f", {self.regime}"
+        return f"{self.rule} {self.dtype}, {elements(self.n)}{regime}"
+
+    @property
     def own(self) -> Row | None:
         """Row of fastgd, if it has a time."""
         row = self.rows.get(OWN)
@@ -65,6 +73,11 @@ class Case:
     def lead(self) -> float | None:
         """The fastest rival's time as a multiple of fastgd's; None without both."""
         return min((ratio for peer in self.rivals if (ratio := self.ratio(peer)) is not None), default=None)
+
+
+def elements(n: int) -> str:
+    """Write a number of elements in a word or two: 4 k, 64 M, 124 million."""
+    return size_text(n) if n % 1024 == 0 or n < 10_000 else f"{n / 1e6:.3g} million"
 
 
 def cases(report: Report) -> list[Case]:

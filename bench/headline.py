@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from fastgd.bench import plots, web
 from fastgd.bench.cases import GPT2
-from fastgd.bench.comparison import BY_SIZE, OWN, ROOF, Case, cases
+from fastgd.bench.comparison import BY_SIZE, OWN, ROOF, Case, cases, elements
 from fastgd.bench.peers import PEERS
-from fastgd.bench.report import error_text, machine_line, size_text, table, time_text
+from fastgd.bench.report import error_text, machine_line, table, time_text
 
 Report = dict[str, Any]
 
@@ -36,7 +37,7 @@ _WANTED = (  # name in words, name in the bench's table, about as many elements
     ("RMSprop", "rmsprop", 64 * _M),
     ("LAMB", "lamb", 64 * _M),
 )
-_WIDTH, _LABELS, _TIMES = 720, 232, 62  # of the picture, of the names, of the times on its right
+_WIDTH, _LABELS, _TIMES = 780, 288, 62  # of the picture, of the names, of the times on its right
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def lines(reports: Mapping[str, Report]) -> tuple[list[Line], list[str]]:
             ]
             if near:
                 case = min(near, key=lambda case: (case.regime not in BY_SIZE, abs(case.n - n)))
-                found.append(Line(f"{text}, {_size(case.n)}", name, case))
+                found.append(Line(f"{text}, {elements(case.n)}", name, case))
                 break
         else:
-            missing.append(f"{text}, {_size(n)}")
+            missing.append(f"{text}, {elements(n)}")
     return found, missing
 
 
@@ -178,7 +179,8 @@ def _legend(peers: Iterable[str], top: float) -> tuple[str, float]:
         if x + width > _WIDTH:
             x, y = 0.0, y + 20
         parts.append(
-            f'<g transform="translate({x:g} {y:g})">{plots.sample(peer)}<text x="38" y="9">{_called(peer)}</text></g>'
+            f'<g transform="translate({x:g} {y:g})">{plots.sample(peer)}'
+            f'<text x="38" y="9">{escape(_called(peer))}</text></g>'
         )
         x += width
     return "".join(parts), y + 14
@@ -233,7 +235,3 @@ def _called(peer: str) -> str:
     return {OWN: "fastgd", "numpy-inplace": "NumPy in place", "numpy-textbook": "NumPy textbook"}.get(
         peer, peer.replace("-", " ")
     )
-
-
-def _size(n: int) -> str:
-    return size_text(n) if n % 1024 == 0 else f"{n / 1e6:.3g} million"

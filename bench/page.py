@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from fastgd.bench import plots, web
-from fastgd.bench.comparison import BY_SIZE, LEVEL, OWN, ROOF, Case, cases
-from fastgd.bench.report import COLUMNS, machine_line, size_text, tables, time_text
+from fastgd.bench.comparison import BY_SIZE, LEVEL, OWN, ROOF, Case, cases, elements
+from fastgd.bench.report import COLUMNS, machine_line, tables, time_text
 from fastgd.bench.web import Cell
 
 Row = dict[str, Any]
@@ -52,12 +52,13 @@ def html(report: Report) -> str:
         [
             "<h1>How fast an optimizer step is</h1>",
             *_verdict(found),
+            _contents(plotted=bool(measured)),
             "<h2>Measured on</h2>",
             _machine(report["machine"]),
-            "<h2>Every case</h2>",
+            '<h2 id="cases">Every case</h2>',
             *_overview(found),
             *(_plots(measured, peers) if measured else ()),
-            "<h2>Every figure</h2>",
+            '<h2 id="figures">Every figure</h2>',
             f'<p class="small">{_METHOD}</p>',
             '<div class="figures">',
             *_figures(report, found),
@@ -75,7 +76,7 @@ def _verdict(found: Sequence[Case]) -> Iterator[str]:
     behind = [k for k, lead in leads.items() if lead < 1 - LEVEL]
     level = sum(abs(lead - 1) <= LEVEL for lead in leads.values())
     if leads:
-        links = ", ".join(f'<a href="#case-{k}">{escape(_named(found[k]))}</a>' for k in behind)
+        links = ", ".join(f'<a href="#case-{k}">{escape(found[k].name)}</a>' for k in behind)
         yield (
             f"<p>{len(found)} cases, {len(leads)} of them with another library's step to compare. Against the fastest "
             f"of these, fastgd is ahead in {len(leads) - level - len(behind)}, level within {LEVEL:.0%} in {level} and "
@@ -107,6 +108,12 @@ def _verdict(found: Sequence[Case]) -> Iterator[str]:
         yield f'<p class="small warning">Not compared, for it computes something else: {escape(told)}.</p>'
 
 
+def _contents(plotted: bool) -> str:
+    names = ["cases", *["throughput", "roofline"] * plotted, "figures"]
+    links = "\n".join(f'<a href="#{name}">{name}</a>' for name in names)
+    return f'<nav class="small" aria-label="Contents">\n{links}\n</nav>'
+
+
 def _machine(machine: dict[str, Any]) -> str:
     """List all that is said of the machine, also what this page knows nothing of."""
     lines = []
@@ -134,7 +141,7 @@ def _overview(found: Sequence[Case]) -> Iterator[str]:
     rows = [
         [
             Cell(case.rule, link=f"case-{k}"),
-            Cell(size_text(case.n), case.n),
+            Cell(elements(case.n), case.n),
             Cell(case.dtype),
             Cell(case.regime),
             *_own(case),
@@ -169,7 +176,7 @@ def _ratio(case: Case, peer: str) -> Cell:
 
 def _plots(measured: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
     legend = f'<p class="legend small">\n{web.legend((plots.sample(peer), peer) for peer in peers)}\n</p>'
-    yield f"<h2>Throughput</h2>\n{legend}"
+    yield f'<h2 id="throughput">Throughput</h2>\n{legend}'
     series: dict[tuple[str, str, str], list[Row]] = {}
     for row in measured:
         regime = "" if row["regime"] in BY_SIZE else row["regime"]
@@ -186,14 +193,14 @@ def _plots(measured: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
     for row in measured:
         places.setdefault((row["n"], row["dtype"], row["regime"]), []).append(row)
     rooflines = [
-        plots.roofline(f"roofline-{k}", f"{size_text(n)} elements, {dtype} ({regime})", rows)
+        plots.roofline(f"roofline-{k}", f"{elements(n)} elements, {dtype} ({regime})", rows)
         for k, ((n, dtype, regime), rows) in enumerate(places.items())
         if any(row["peer"] != ROOF for row in rows)
     ]
     yield (
-        '<h2>Roofline</h2>\n<p class="small">Whoever moves fewer bytes for a parameter can update more of them in a '
-        "second. The dashed line is the limit of the memory that holds so many elements, the median of the roofs, and "
-        f"the band their range over the rules.</p>\n{legend}\n{_panels(rooflines)}"
+        '<h2 id="roofline">Roofline</h2>\n<p class="small">Whoever moves fewer bytes for a parameter can update more '
+        "of them in a second. The dashed line is the limit of the memory that holds so many, the median of the roofs; "
+        f"the band is their range over the rules.</p>\n{legend}\n{_panels(rooflines)}"
     )
 
 
@@ -206,7 +213,7 @@ def _single(series: dict[tuple[str, str, str], list[Row]]) -> Iterator[str]:
         top = max(row["gbps"] for _, rows in lines for row in rows)
         axis = plots.Axis(0, top * 1.05, 122, plots.WIDTH - 10, log=False)
         for start in range(0, len(lines), _ROWS):
-            title = f"GB/s, {size_text(n)} elements, {dtype}"
+            title = f"GB/s, {elements(n)} elements, {dtype}"
             part = lines[start : start + _ROWS]
             yield plots.dots(f"at-{k}-{start}", title, part, lambda row: float(row["gbps"]), axis)
 
@@ -236,10 +243,6 @@ def _line(cells: Sequence[str], row: Row, wrong: bool) -> list[Cell]:
     exact = {"time": row["seconds"], "± IQR": row["iqr"]}  # their texts have units
     first, *rest = zip(COLUMNS, cells, strict=True)
     return [Cell(first[1], kind="failed" * wrong), *(Cell(text, exact.get(column)) for column, text in rest)]
-
-
-def _named(case: Case) -> str:
-    return f"{case.rule} {case.dtype}, {size_text(case.n)}"
 
 
 def _joined(*parts: str) -> str:

@@ -13,8 +13,8 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from fastgd.bench.comparison import OWN, ROOF
-from fastgd.bench.report import size_text, time_text
+from fastgd.bench.comparison import OWN, ROOF, elements
+from fastgd.bench.report import time_text
 from fastgd.bench.web import LETTER
 
 Row = dict[str, Any]
@@ -41,6 +41,7 @@ _SHAPES = {
 }
 _SECOND = ("fastgd-numpy", "torch-foreach", "numpy-textbook")
 _THIRD = ("torch-loop",)
+_APART = 20  # of numbers along an axis
 _LEFT, _RIGHT, _BOTTOM = 40, 10, 32  # around what is plotted
 
 
@@ -77,8 +78,12 @@ class Axis:
             step = next(k * power for k in (1, 2, 5, 10) if k * power >= exact * 0.999)
             first = math.ceil(self.low / step)
             return [k * step for k in range(first, math.floor(self.high / step * 1.0001) + 1)]
-        span = self.high / self.low
-        digits = (1,) if span > 100 else (1, 2, 5) if span > 5 else range(1, 10)
+        decade = abs(self.end - self.start) / math.log10(self.high / self.low)
+        dense, usual, sparse = range(1, 10), (1, 2, 5), (1,)
+        found = self._at_digits(usual if 0.3 * decade > _APART else sparse)
+        return found if len(found) > 1 else self._at_digits(dense)
+
+    def _at_digits(self, digits: Iterable[int]) -> list[float]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         return [x for p in powers for k in digits if self.low <= (x := k * 10.0**p) <= self.high]
 
@@ -126,10 +131,10 @@ def throughput(name: str, title: str, rows: Sequence[Row], limits: tuple[float, 
         spread = "".join(_spread(row, x, y) for row in own)
         drawn = "" if peer == ROOF else spread + marks  # its bars would hide what lies on them
         lines.append(f'<g class="{_style(peer)}"><path class="line" d="{path}"/>{drawn}</g>')
-        told.append(f"{peer} " + ", ".join(f"{row['gbps']:.3g} at {size_text(row['n'])}" for row in own))
+        told.append(f"{peer} " + ", ".join(f"{row['gbps']:.3g} at {elements(row['n'])}" for row in own))
     body = (
         f"{_title(title)}{_levels(y, x)}{_unit('GB/s')}"
-        f"{_along(x, [(n, size_text(n)) for n in sizes], height)}{_below('elements', height)}{''.join(lines)}"
+        f"{_along(x, [(n, elements(n)) for n in sizes], height)}{_below('elements', height)}{''.join(lines)}"
     )
     return frame(name, height, f"Throughput of {title}", f"GB/s by number of elements: {'; '.join(told)}.", body)
 
@@ -164,7 +169,6 @@ def dots(
 
 def dot_lines(rows: Sequence[tuple[str, Sequence[Row]]], value: Callable[[Row], float], axis: Axis) -> str:
     """Draw what `dots` does, without a frame: lines from `TOP`, `LINE` apart, numbers below."""
-    room = int((axis.start - 8) / (11 * LETTER))
     lines = []
     for k, (label, own) in enumerate(rows):
         at = TOP + LINE * (k + 0.5)
@@ -174,10 +178,9 @@ def dot_lines(rows: Sequence[tuple[str, Sequence[Row]]], value: Callable[[Row], 
             for row in own
             if row["peer"] == peer
         )
-        short = label if len(label) <= room else f"{label[: room - 1]}…"
         lines.append(
             f'<path class="grid" d="M{axis.start:g} {at:g}H{axis.end:g}"/>'
-            f'<text x="0" y="{at + 4:g}">{escape(short)}</text>{marks}'
+            f'<text x="0" y="{at + 4:g}">{escape(_cut(label, axis.start - 8, 11))}</text>{marks}'
         )
     ticks = [(tick, f"{tick:g}") for tick in axis.ticks()]
     return _along(axis, ticks, TOP + LINE * len(rows) + 34, TOP) + "".join(lines)
@@ -257,7 +260,7 @@ def told_of(row: Row) -> str:
     share = "" if row["roof_share"] is None else f", {row['roof_share']:.0%} of the roof"
     error = "" if row["max_ulp"] is None else f", error {row['max_ulp']:.3g} ULP"
     rate = "" if row["gbps"] is None else f", {row['gbps']:.3g} GB/s"
-    return f"{row['peer']}, {row['rule']} of {size_text(row['n'])}: {time_text(row['seconds'])}{rate}{share}{error}"
+    return f"{row['peer']}, {row['rule']} of {elements(row['n'])}: {time_text(row['seconds'])}{rate}{share}{error}"
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------
@@ -302,7 +305,13 @@ def _spread(row: Row, x: Axis, y: Axis) -> str:
 
 
 def _title(text: str) -> str:
-    return f'<text class="name" x="0" y="12">{escape(text)}</text>'
+    return f'<text class="name" x="0" y="12">{escape(_cut(text, WIDTH, 13.5))}</text>'  # bold letters are wider
+
+
+def _cut(text: str, width: float, size: float) -> str:
+    """Shorten a text to a width."""
+    room = int(width / (size * LETTER))
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _unit(text: str) -> str:
