@@ -13,10 +13,12 @@ Report = dict[str, Any]
 OWN, ROOF = "fastgd-numba", "roof"
 BY_SIZE = ("small", "cache", "dram")
 """Regimes that follow from the number of elements alone."""
+COLD = "cold"
+"""The regime of first steps of new processes: their time says nothing of bandwidth."""
 LEVEL = 0.02
 """Times closer than this are level: less is within the noise of a quiet machine."""
 
-_NO_RIVALS = (ROOF, "fastgd-numpy", "matmul")  # the limit, fastgd itself, and a part of a step
+_NO_RIVALS = (ROOF, "matmul")  # the limit, and a part of a step
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Case:
     @property
     def rivals(self) -> list[str]:
         """Peers that take such a step and are not fastgd, measured or not."""
-        return [peer for peer in self.rows if peer not in _NO_RIVALS and peer != OWN]
+        return [peer for peer in self.rows if peer not in _NO_RIVALS and not peer.startswith("fastgd-")]
 
     def wrong(self, peer: str) -> bool:
         """Say whether a peer computes something else than the rule."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastgd.bench import plots, web
 from fastgd.bench.cases import GPT2
-from fastgd.bench.comparison import BY_SIZE, OWN, ROOF, Case, cases, elements
+from fastgd.bench.comparison import BY_SIZE, COLD, OWN, ROOF, Case, cases, elements
 from fastgd.bench.peers import PEERS
 from fastgd.bench.report import error_text, machine_line, table, time_text
 
@@ -60,7 +60,7 @@ class Line:
 
 
 def lines(reports: Mapping[str, Report]) -> tuple[list[Line], list[str]]:
-    """Find each case in the newest report that has fastgd's time of it in float32, on all threads.
+    """Find each case in the newest report that has fastgd's time of it in float32 on all threads.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def lines(reports: Mapping[str, Report]) -> tuple[list[Line], list[str]]:
             near = [
                 case
                 for case in cases(whole[name])
-                if case.rule == rule and case.own and case.dtype == "float32" and n / 2 < case.n < n * 2
+                if case.rule == rule and n / 2 < case.n < n * 2 and _counts(case, threads)
             ]
             if near:
                 case = min(near, key=lambda case: (case.regime not in BY_SIZE, abs(case.n - n)))
@@ -92,6 +92,12 @@ def lines(reports: Mapping[str, Report]) -> tuple[list[Line], list[str]]:
         else:
             missing.append(f"{text}, {elements(n)}")
     return found, missing
+
+
+def _counts(case: Case, threads: int) -> bool:
+    own = case.own
+    whole = own is not None and own.get("threads", threads) == threads  # older reports have it for the machine only
+    return whole and case.dtype == "float32" and case.regime != COLD
 
 
 def markdown(reports: Mapping[str, Report]) -> str:
@@ -217,7 +223,7 @@ def _ratio_text(case: Case, peer: str) -> str:
     ratio = case.ratio(peer)
     if ratio is None:
         return "wrong" if peer in case.rows and case.wrong(peer) else ""
-    text = f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:.1f}"
+    text = f"{ratio:.{2 if ratio < 9.995 else 1 if ratio < 99.95 else 0}f}"
     return f"**{text}**" if ratio < 1 else text
 
 

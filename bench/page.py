@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from fastgd.bench import plots, web
-from fastgd.bench.comparison import BY_SIZE, LEVEL, OWN, ROOF, Case, cases, elements
+from fastgd.bench.comparison import BY_SIZE, COLD, LEVEL, OWN, ROOF, Case, cases, elements
 from fastgd.bench.report import COLUMNS, machine_line, tables, time_text
 from fastgd.bench.web import Cell
 
@@ -21,14 +21,17 @@ _METHOD = (
     "by the time; the roof is a sweep over the same arrays without arithmetic, and more than 100 % of it is noise. The "
     "error is against float64, in units in the last place. A press on a heading sorts."
 )
+_OVER_SIZES = "size"  # a regime of a plot of its own, over many sizes, at each of which a roofline would say little
 _LABELS = {  # of what describes the machine; what is not here stands under its own name
     "cpu": "processor",
     "threading_layer": "threading layer",
     "simd": "SIMD",
     "python": "Python",
     "git": "commit",
+    "cache": "last cache",
     "load": "load before",
     "load_after": "load after",
+    "others": "CPUs of others",
 }
 
 
@@ -46,17 +49,19 @@ def html(report: Report) -> str:
         A page that needs no other file and no network, light or dark as its reader has it.
     """
     found = cases(report)
-    measured = [row for row in report["rows"] if row["gbps"]]
+    measured = [row for row in report["rows"] if row["gbps"] and row["regime"] != COLD]
     peers = list(dict.fromkeys(row["peer"] for row in measured))
     body = "\n".join(
         [
             "<h1>How fast an optimizer step is</h1>",
+            *(f'<p class="warning">{escape(text[:1].upper() + text[1:])}.</p>' for text in report.get("warnings", ())),
             *_verdict(found),
             _contents(plotted=bool(measured)),
             "<h2>Measured on</h2>",
             _machine(report["machine"]),
             '<h2 id="cases">Every case</h2>',
             *_overview(found),
+            *_regimes(report),
             *(_plots(measured, peers) if measured else ()),
             '<h2 id="figures">Every figure</h2>',
             f'<p class="small">{_METHOD}</p>',
@@ -152,6 +157,14 @@ def _overview(found: Sequence[Case]) -> Iterator[str]:
     yield web.table("Every case", columns, rows, ["elements", "fastgd", "of roof", *peers])
 
 
+def _regimes(report: Report) -> Iterator[str]:
+    """Say what the regimes mean, where the report does."""
+    told = {name: text for name, text in report.get("regimes", {}).items() if text}
+    if told:
+        lines = (f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in told.items())
+        yield "\n".join(['<dl class="regimes">', *lines, "</dl>"])
+
+
 def _own(case: Case) -> tuple[Cell, Cell]:
     row = case.own
     if row is None:
@@ -185,12 +198,12 @@ def _plots(measured: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
     if over_sizes:
         limits = plots.around(row["gbps"] for rows in over_sizes.values() for row in rows)
         yield _panels(
-            plots.throughput(f"over-{k}", _joined(*key), rows, limits)
-            for k, (key, rows) in enumerate(over_sizes.items())
+            plots.throughput(f"over-{k}", _joined(f"{rule} {dtype}", regime), rows, limits)
+            for k, ((rule, dtype, regime), rows) in enumerate(over_sizes.items())
         )
     yield _panels(_single({key: rows for key, rows in series.items() if key not in over_sizes}))
     places: dict[tuple[int, str, str], list[Row]] = {}
-    for row in measured:
+    for row in (row for row in measured if row["regime"] != _OVER_SIZES):
         places.setdefault((row["n"], row["dtype"], row["regime"]), []).append(row)
     rooflines = [
         plots.roofline(f"roofline-{k}", f"{elements(n)} elements, {dtype} ({regime})", rows)
@@ -206,10 +219,12 @@ def _plots(measured: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
 
 def _single(series: dict[tuple[str, str, str], list[Row]]) -> Iterator[str]:
     """Draw what was measured at one size only, cases of a size and dtype together."""
-    groups: dict[tuple[int, str], list[tuple[str, list[Row]]]] = {}
+    groups: dict[tuple[int, str], list[tuple[str, str, list[Row]]]] = {}
     for (rule, dtype, regime), rows in series.items():
-        groups.setdefault((rows[0]["n"], dtype), []).append((_joined(rule, regime), rows))
-    for k, ((n, dtype), lines) in enumerate(groups.items()):
+        groups.setdefault((rows[0]["n"], dtype), []).append((rule, regime, rows))
+    for k, ((n, dtype), group) in enumerate(groups.items()):
+        rules = [rule for rule, _, _ in group]  # a regime is named where a rule alone does not tell
+        lines = [(_joined(rule, regime * (rules.count(rule) > 1)), rows) for rule, regime, rows in group]
         top = max(row["gbps"] for _, rows in lines for row in rows)
         axis = plots.Axis(0, top * 1.05, 122, plots.WIDTH - 10, log=False)
         for start in range(0, len(lines), _ROWS):
@@ -246,4 +261,4 @@ def _line(cells: Sequence[str], row: Row, wrong: bool) -> list[Cell]:
 
 
 def _joined(*parts: str) -> str:
-    return " ".join(filter(None, parts))
+    return ", ".join(filter(None, parts))

@@ -35,10 +35,10 @@ def test_what_is_wanted_is_in_the_table_of_the_bench():
 
 
 def test_ratios_are_those_of_the_report():
-    made = adamw(1e-3, ("torch-fused", 1.5e-3), ("numpy-inplace", 12e-3), ("optax", 0.5e-3))
+    made = adamw(1e-3, ("torch-fused", 1.5e-3), ("numpy-inplace", 12e-3), ("numexpr", 0.2), ("optax", 0.5e-3))
     head, (line,) = cells(markdown({"new": made}))
-    assert head == ["case", "time", "of roof", "NumPy in place", "torch fused", "optax", "max ULP"]
-    assert line == ["AdamW, 1 M", "1 ms", "50%", "12.0", "1.50", "**0.50**", "1.0"]
+    assert head == ["case", "time", "of roof", "NumPy in place", "numexpr", "torch fused", "optax", "max ULP"]
+    assert line == ["AdamW, 1 M", "1 ms", "50%", "12.0", "200", "1.50", "**0.50**", "1.0"]
     assert "In bold: faster than fastgd." in markdown({"new": made})
     assert "In bold" not in markdown({"new": adamw(1e-3, ("optax", 2e-3))})
 
@@ -50,6 +50,14 @@ def test_the_newest_report_counts_and_is_named():
     assert "- [a-new.md](bench/results/a-new.md): a processor, 2 cores" in text and "b-old" not in text
     del reports["a-new"]["rows"][1:]  # without fastgd's time it is no report of the case
     assert cells(markdown(reports))[1][0][:2] == ["AdamW, 1 M", "1 ms"]
+
+
+@pytest.mark.parametrize("rest", [dict(threads=1, regime="threads-1"), dict(regime="cold"), dict(dtype="float64")])
+def test_a_case_on_one_thread_or_cold_or_in_another_dtype_does_not_count(rest):
+    made = adamw(9e-3, **rest)
+    assert lines({"x": made})[0] == []
+    made["rows"] += adamw(1e-3, threads=2)["rows"]
+    assert [line.case.own["seconds"] for line in lines({"x": made})[0]] == [1e-3]
 
 
 def test_a_report_of_fewer_threads_or_another_dtype_does_not_count():
@@ -74,7 +82,7 @@ def test_the_nearest_size_and_the_usual_regime_are_taken():
     made = adamw(n=sum(GPT2), rule="adamw-gpt2")
     made["rows"] = adamw(n=64 * M, rule="adamw-gpt2")["rows"] + made["rows"]
     assert lines({"x": made})[0][0].case.n == sum(GPT2)
-    made = adamw(5e-3, regime="one thread")
+    made = adamw(5e-3, regime="size")
     made["rows"] += adamw(1e-3)["rows"]
     assert lines({"x": made})[0][0].case.own["seconds"] == 1e-3
 
