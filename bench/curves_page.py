@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fastgd.bench import web
 from fastgd.bench.curves import Report
+from fastgd.bench.web import Cell
 
 Losses = Sequence[float | None]
 
@@ -27,7 +29,6 @@ NUMBERS = ("lr", "default lr", "loss", "accuracy")
 _WIDTH, _HEIGHT = 184, 156  # of a panel
 _LEFT, _TOP, _RIGHT, _BOTTOM = 33, 32, 3, 14  # of that, around the plot
 _GAP, _ACROSS = 16, 5  # of panels in the picture
-_STYLE = Path(__file__).with_name("curves.css")
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -48,25 +49,13 @@ def page(report: Report) -> str:
     curves = report["curves"]
     trained = sum(curve["problem"] is None for curve in curves)
     heading = f"{trained} of {len(curves)} rules train" if trained < len(curves) else "Each rule trains"
-    rows = "\n".join(_row(cells, failed=cells[-1] != "yes") for cells in table(report))
-    names = "".join(f'<th scope="col"{_aligned(name)}>{escape(name)}</th>' for name in COLUMNS)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8" />
-<meta name="viewport" content="width=device-width, initial-scale=1" />
-<meta name="color-scheme" content="light dark" />
-<title>fastgd: a loss curve of each rule</title>
-<style>
-{_STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-<h1>{heading}</h1>
+    samples = [(_sample(name), text) for name, text in _kinds(report)]
+    rows = [[Cell(cells[0], kind="failed" * (cells[-1] != "yes")), *map(Cell, cells[1:])] for cells in table(report)]
+    body = f"""<h1>{heading}</h1>
 <p>{escape(_setting(report))}</p>
 <p>{escape(_criterion(report))}</p>
 <p class="legend small">
-{_legend(report)}
+{web.legend(samples)}
 </p>
 <div class="panels">
 {panels}
@@ -74,19 +63,8 @@ def page(report: Report) -> str:
 <h2>All figures</h2>
 <p class="small">Loss is that of the whole training set after the last step, accuracy that on the validation set, both
 the median of the seeds and then of each of them. Beside a rule stands what is set away from its defaults.</p>
-<div class="wide" role="region" aria-label="All figures" tabindex="0">
-<table>
-<thead><tr>{names}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</div>
-</main>
-<footer class="small">{escape(_made_with(report))}</footer>
-</body>
-</html>
-"""
+{web.table("All figures", COLUMNS, rows, NUMBERS)}"""
+    return web.document("fastgd: a loss curve of each rule", body, escape(_made_with(report)), ["curves"])
 
 
 def picture(report: Report) -> str:
@@ -107,11 +85,7 @@ def picture(report: Report) -> str:
         for k, panel in enumerate(panels)
     )
     label = f"Loss curves of {len(panels)} rules. {_setting(report)}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'role="img" aria-label="{escape(label)}">\n<style>\n{_STYLE.read_text(encoding="utf-8")}</style>\n'
-        f'<rect class="ground" width="{width}" height="{height}"/>\n{placed}\n{legend}\n</svg>\n'
-    )
+    return web.picture((width, height), label, f"{placed}\n{legend}", ["curves"])
 
 
 def table(report: Report) -> list[tuple[str, ...]]:
@@ -227,13 +201,6 @@ def _criterion(report: Report) -> str:
     )
 
 
-def _legend(report: Report) -> str:
-    return "\n".join(
-        f'<span><svg viewBox="0 0 32 10" aria-hidden="true">{_sample(name)}</svg>{text}</span>'
-        for name, text in _kinds(report)
-    )
-
-
 def _sample(name: str) -> str:
     return f'<polyline class="{name}" points="0,5 32,5"/>'
 
@@ -268,14 +235,5 @@ def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.2g}"
 
 
-def _row(cells: Iterable[str], failed: bool) -> str:
-    first, *rest = (f"{_aligned(name)}>{escape(cell)}" for name, cell in zip(COLUMNS, cells, strict=True))
-    return f'<tr{_failed(failed)}><th scope="row"{first}</th>{"".join(f"<td{cell}</td>" for cell in rest)}</tr>'
-
-
 def _failed(failed: object) -> str:
     return ' class="failed"' if failed else ""
-
-
-def _aligned(name: str) -> str:
-    return ' class="number"' if name in NUMBERS else ""

@@ -1,31 +1,35 @@
-"""Write anew all that follows from the registry: ``python docs/generate.py``; ``--check`` names what is stale.
+"""Write anew all that follows from other files: ``python docs/generate.py``; ``--check`` names what is stale.
 
-That is the README's table of rules and the type stubs ``fastgd/*.pyi``, without which a type checker would accept any
-name and any argument: the named optimizers and functions are made at run time, and the package resolves its names when
-they are asked for.
+From the registry follow the README's table of rules and the type stubs ``fastgd/*.pyi``, without which a type checker
+would accept any name and any argument: the named optimizers and functions are made at run time, and the package
+resolves its names when they are asked for. From the reports in ``bench/results`` follow the README's table of speed and
+its picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from inspect import Parameter, cleandoc, signature
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import fastgd
 from fastgd import functional, optimizers
+from fastgd.bench import headline
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.plan import Plan, describe, plan
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- rules: begin, made by docs/generate.py -->\n", "<!-- rules: end -->\n"
+RESULTS = ROOT / "bench" / "results"
 MADE = "# Made by docs/generate.py from the registry of rules; do not edit.\n"
 
 OPTIMIZERS = '''"""The named optimizers."""
@@ -57,10 +61,19 @@ def rules_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def reports() -> dict[str, dict[str, Any]]:
+    """Read the reports of times, by the names of their files."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    return {name: report for name, report in found.items() if "rows" in report}
+
+
 def readme(text: str) -> str:
-    """Put the table between its marks."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + rules_table() + END + rest.split(END)[1]
+    """Put the tables between their marks."""
+    for name, table in (("rules", rules_table()), ("speed", f"\n{headline.markdown(reports())}\n")):
+        begin, end = f"<!-- {name}: begin, made by docs/generate.py -->\n", f"<!-- {name}: end -->\n"
+        head, rest = text.split(begin)
+        text = head + begin + table + end + rest.split(end)[1]
+    return text
 
 
 def optimizers_stub() -> str:
@@ -185,9 +198,10 @@ def _forms(planned: Plan) -> list[tuple[str, ...]]:
 
 
 def stale(root: Path) -> dict[Path, str]:
-    """Give the files that are not what the registry says, with what they should be."""
+    """Give the files that are not what the registry and the reports say, with what they should be."""
     wanted = {
         root / "README.md": readme((root / "README.md").read_text(encoding="utf-8")),
+        root / headline.PICTURE: headline.picture(reports()),
         root / "fastgd" / "__init__.pyi": package_stub(),
         root / "fastgd" / "functional.pyi": functional_stub(),
         root / "fastgd" / "optimizers.pyi": optimizers_stub(),
@@ -197,13 +211,16 @@ def stale(root: Path) -> dict[Path, str]:
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Write what is stale, or only name it; 1 if anything is, and was not written."""
-    parser = argparse.ArgumentParser(description="Write anew all that follows from the registry of rules.")
+    parser = argparse.ArgumentParser(
+        description="Write anew all that follows from the registry of rules and the reports of times."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is stale")
     check = parser.parse_args(arguments).check
     found = stale(root)
     for path, text in found.items():
         print(f"{'stale' if check else 'written'}: {path.relative_to(root)}")
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
     return int(check and bool(found))
 

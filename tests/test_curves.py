@@ -160,7 +160,7 @@ def test_page_is_whole(report):
     found.feed(text)
     found.close()
     assert found.open == []
-    assert found.addresses == [] and "http" not in text and "url(" not in text and "@import" not in text
+    assert found.addresses == [] and "://" not in text and "url(" not in text and "@import" not in text
     assert found.rows == 1 + len(NAMES)
     titles = ("ScheduleFreeSGD, ", "SGD momentum=0.9, nesterov, ", "SophiaG bs=64, ")
     assert len(found.images) == len(NAMES)

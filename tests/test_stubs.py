@@ -67,14 +67,14 @@ def test_check_names_what_is_stale_and_writes_nothing(generate, tmp_path, capsys
     readme = (ROOT / "README.md").read_text()
     (tmp_path / "README.md").write_text(readme.replace("| `AdamW` |", "| `AdamV` |"))
     (tmp_path / "fastgd" / "functional.pyi").write_text((ROOT / "fastgd" / "functional.pyi").read_text())
-    names = ["README.md", "fastgd/__init__.pyi", "fastgd/optimizers.pyi"]
+    names = ["README.md", "docs/speed.svg", "fastgd/__init__.pyi", "fastgd/optimizers.pyi"]
     assert generate.main(["--check"], tmp_path) == 1
     assert capsys.readouterr().out.splitlines() == [f"stale: {name}" for name in names]
     assert "AdamV" in (tmp_path / "README.md").read_text() and not (tmp_path / "fastgd" / "__init__.pyi").exists()
     assert generate.main([], tmp_path) == 0
     assert capsys.readouterr().out.splitlines() == [f"written: {name}" for name in names]
     assert generate.main(["--check"], tmp_path) == 0
-    for path in [ROOT / "README.md", *STUBS]:
+    for path in [ROOT / "README.md", ROOT / "docs" / "speed.svg", *STUBS]:
         assert (tmp_path / path.relative_to(ROOT)).read_text() == path.read_text()
 
 
