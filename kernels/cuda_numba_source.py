@@ -85,8 +85,8 @@ def _access(width: int) -> tuple[Any, Any]:
 
 
 # ---- the loops written by hand -----------------------------------------------------------------------------------
-# `_cuda`, `_thread`, `_block` and `_blocks` are a GPU's, see `on_a_gpu`; `_tile`, `_T`, the number `_K` of
-# sums, that of their lanes and that of the threads of a block are put in by `specialise`.
+# `_cuda`, `_thread`, `_block` and `_blocks` are a GPU's, see `on_a_gpu`; `_tile`, `_T`, the numbers of sums (`_K`), of
+# their lanes and of the threads of a block are put in by `specialise`.
 
 
 def _sweep(addresses, rows, table, tiles, block_sums):  # type: ignore[no-untyped-def]
@@ -162,7 +162,7 @@ def tile_text(sweep: Sweep, dtype: DType, width: int) -> str:
     a, n = sweep.arrays, range(width)
 
     def elements(name: str) -> list[str]:
-        return [f"_{name}_{e}" for e in n]
+        return [f"_e{e}_{name}" for e in n]
 
     def column(k: int) -> str:
         return f"_table[5 * _b + {k}]"
@@ -180,8 +180,8 @@ def tile_text(sweep: Sweep, dtype: DType, width: int) -> str:
         *(f"        {', '.join(elements(name))}, = _load(_p_{name}, _i, _T)" for name in sweep.reads),
     ]
     for e in n:
-        taken = [f"_{name}_{e}" if name in sweep.reads else "_T(0)" for name in a]
-        results = [f"_{name}_{e}" for name in sweep.writes] + [f"_t{k}" for k in range(len(sweep.sums))]
+        taken = [f"_e{e}_{name}" if name in sweep.reads else "_T(0)" for name in a]
+        results = [f"_e{e}_{name}" for name in sweep.writes] + [f"_t{k}" for k in range(len(sweep.sums))]
         lines.append(f"        {', '.join(results)}, = _rule({', '.join([*taken, *sweep.scalars])})")
         add = "fadd_rn" if dtype == "float32" else "dadd_rn"
         lines += [f"        _l{k}_{e} = _lib.{add}(_l{k}_{e}, _T(_t{k}))" for k in range(len(sweep.sums))]
@@ -204,10 +204,10 @@ def between_text(code: BetweenCode) -> str:
         f"    r = _block() * {THREADS} + _thread()",
         "    while r < n:",
         f"        h = group_of[r] * {len(code.given)}",
-        f"        {', '.join(f'_{x}' for x in results)}, = _rule({', '.join(code.arguments)})",
+        f"        {', '.join(f'_r_{x}' for x in results)}, = _rule({', '.join(code.arguments)})",
         *(f"        {target} = {value}" for target, value in code.results),
         *(f"        rows[r * {len(code.row)} + {k}] = _T({value})" for k, value in enumerate(code.row_values)),
-        *(f"        _kept_{x} = _{x} if r == 0 else _kept_{x}" for x in code.kept_once),
+        *(f"        _kept_{x} = _r_{x} if r == 0 else _kept_{x}" for x in code.kept_once),
         f"        r += _blocks() * {THREADS}",
     ]
     if not code.per_segment:

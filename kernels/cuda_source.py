@@ -158,15 +158,15 @@ class BetweenCode:
 
     @property
     def results(self) -> list[tuple[str, str]]:
-        """Places that each row stores, and the result that is stored there, ``_`` and its name."""
+        """Places that each row stores, and the result that is stored there, ``_r_`` and its name."""
         results = [x for x in self.function.writes if x in self.given]
         kept = [x for x in self.function.writes if x in self.states and self.per_segment]
-        return [(self.cell(x), f"_{x}") for x in results] + [(self.taken(x), f"_{x}") for x in kept]
+        return [(self.cell(x), f"_r_{x}") for x in results] + [(self.taken(x), f"_r_{x}") for x in kept]
 
     @property
     def row_values(self) -> list[str]:
         """What goes into each cell of a row, float64."""
-        return [f"_{x}" if x in self.function.writes else self.cell(x) for x in self.row]
+        return [f"_r_{x}" if x in self.function.writes else self.cell(x) for x in self.row]
 
     @property
     def kept_once(self) -> list[str]:
@@ -199,7 +199,7 @@ def between_source(code: BetweenCode, label: str) -> str:
     """Give the translation unit of code between sweeps: one kernel, whose arguments are those of `BetweenCode`."""
     t = real(code.dtype)
     function = code.function
-    results = [f"_{x}" for x in function.writes]
+    results = [f"_r_{x}" for x in function.writes]
     cells = f", {t} *const *cells, i64 count, double *const *wide_cells, i64 wide_count" if code.spread else ""
     lines = [
         'extern "C" __global__ void __launch_bounds__(FGD_THREADS)',
@@ -212,7 +212,7 @@ def between_source(code: BetweenCode, label: str) -> str:
         f"        fgd_function({', '.join(code.arguments + results)});",
         *(f"        {place} = {result};" for place, result in code.results),
         *(f"        rows[r * {len(code.row)} + {k}] = ({t}){value};" for k, value in enumerate(code.row_values)),
-        *(f"        if (r == 0) _kept_{x} = _{x};" for x in code.kept_once),
+        *(f"        if (r == 0) _kept_{x} = _r_{x};" for x in code.kept_once),
         "    }",
     ]
     if not code.per_segment:

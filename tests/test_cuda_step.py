@@ -12,7 +12,9 @@ import math
 import signal
 import sys
 import weakref
+from dataclasses import dataclass
 from itertools import count
+from typing import ClassVar
 
 import fake_cupy
 import numpy as np
@@ -21,6 +23,7 @@ from conftest import Gpu, backend_named, same_bits
 from test_atomic import Stop
 
 import fastgd
+from fastgd.kernels import Rule, per_segment, sqrt
 from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError, NonFiniteError
 
 BACKENDS = "numpy", "gpu"
@@ -129,6 +132,52 @@ def test_steps_and_resumed_steps_are_those_of_the_host(gpu, name, dtype):
         assert repr(again) == repr(state)
         steps(opt, 3, first=3)
         assert (everything(opt), opt.grad_norm) == whole["numpy"], (source, goal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Rule):
+    """A rule whose names are those that kernels might have for something of their own."""
+
+    lr: float = 0.1
+    states: ClassVar[dict[str, str]] = {"x_0": "x_0", "p_x": "p_x", "e0_p": "e0_p", "r": "r"}
+
+    def init(self):
+        return dict(T=1.0)
+
+    def stages(self):
+        return ("measure", "update")
+
+    def prepare(self, t):
+        return dict(rate=self.lr, l0_0=0.5, row=0.25, h=2.0)
+
+    @staticmethod
+    def measure(p, g, x_0, p_x, e0_p, *, l0_0, row):
+        x_0 = l0_0 * x_0 + g
+        p_x = row * p_x + x_0
+        e0_p = e0_p + g * g
+        return x_0, p_x, e0_p, per_segment(t0=x_0 * x_0, kept_T=p * p)
+
+    @staticmethod
+    def combine(t0, kept_T, T, *, rate, h):
+        T = T + 1
+        kept = rate * h / (1 + sqrt(t0) + sqrt(kept_T) * T)
+        return T, kept
+
+    @staticmethod
+    def update(p, x_0, p_x, r, *, kept, row):
+        r = r + kept * x_0
+        p = p - kept * (x_0 + row * p_x) - r * row
+        return p, r
+
+
+def test_a_rule_may_call_its_own_whatever_it_likes(gpu):
+    def run(where, dtype):
+        opt = fastgd.Optimizer(flat(where, dtype), Named(), max_norm=3.0, ema_decay=0.5)
+        steps(opt, 3)
+        return everything(opt)
+
+    for dtype in (np.float32, np.float64):
+        both(gpu, run, dtype)
 
 
 def test_a_state_of_another_dtype_is_refused_and_changes_nothing(gpu):

@@ -140,7 +140,7 @@ def test_the_drill_bites(monkeypatch):
         patched.setattr(cuda_numba_source, "rounded_text", plain)
         assert said()["products"]
     with monkeypatch.context() as patched:
-        wide = lambda *a: tile(*a).replace("_rule(_p_0", "_rule(_T(float(_p_0) * 1.1)", 1)  # noqa: E731
+        wide = lambda *a: tile(*a).replace("_rule(_e0_p", "_rule(_T(float(_e0_p) * 1.1)", 1)  # noqa: E731
         patched.setattr(cuda_numba_source, "tile_text", wide)
         assert said()["float64"]
     with monkeypatch.context() as patched:
