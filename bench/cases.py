@@ -32,7 +32,11 @@ PERIOD = 1 << 16
 
 _NUMPY = ("numpy-textbook", "numpy-inplace", "numexpr")
 _TORCH = ("torch-loop", "torch-foreach", "torch-fused")
+_MANY = ("numpy-inplace", *_TORCH, "optax")  # of many tensors
+_SGD = dict(lr=1e-3, momentum=0.9)
 _ADAMW = dict(lr=1e-3, weight_decay=0.1)
+_LION = dict(lr=1e-3, weight_decay=0.1)
+_LAMB = dict(lr=1e-3, weight_decay=0.1)
 _TAIL = dict(max_norm=1.0, ema_decay=0.99, zero_grad=True)
 
 _WIDTH, _LAYERS = 768, 12
@@ -41,6 +45,24 @@ _ATTENTION = (3 * _WIDTH**2, 3 * _WIDTH, _WIDTH**2, _WIDTH)
 _MLP = (4 * _WIDTH**2, 4 * _WIDTH, 4 * _WIDTH**2, _WIDTH)
 GPT2 = (50257 * _WIDTH, 1024 * _WIDTH, *(_NORM + _ATTENTION + _NORM + _MLP) * _LAYERS, *_NORM)
 """Sizes of the 148 tensors of GPT-2 small: 124 M elements."""
+
+
+def _resnet50() -> tuple[int, ...]:
+    def convolution(inputs: int, outputs: int, side: int) -> tuple[int, ...]:
+        return (inputs * outputs * side**2, outputs, outputs)  # no bias; the normalization behind it has two vectors
+
+    sizes, inputs = [*convolution(3, 64, 7)], 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            sizes += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
+            if block == 0:
+                sizes += convolution(inputs, 4 * width, 1)  # the shortcut, which changes the width too
+            inputs = 4 * width
+    return (*sizes, inputs * 1000, 1000)
+
+
+RESNET50 = _resnet50()
+"""Sizes of the 161 tensors of ResNet-50: 26 M elements, two thirds of the tensors of at most 2048."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +145,18 @@ class Case:
 _TABLE: dict[str, Case] = {
     case.name: case
     for case in (
-        Case("gd", dict(lr=1e-3), (*_NUMPY, *_TORCH, "optax")),
-        Case("sgd", dict(lr=1e-3, momentum=0.9), (*_NUMPY, *_TORCH, "optax")),
-        Case("adam", dict(lr=1e-3), (*_NUMPY, *_TORCH, "optax", "deepspeed", "thinc")),
+        Case("gd", dict(lr=1e-3), (*_NUMPY, *_TORCH, "optax", "thinc", "sklearn")),
+        Case("sgd", _SGD, (*_NUMPY, *_TORCH, "optax", "sklearn")),
+        Case("sgd", _SGD, (*_MANY, "sklearn"), "resnet50", tensors=RESNET50),
+        Case("adam", dict(lr=1e-3), (*_NUMPY, *_TORCH, "optax", "deepspeed", "thinc", "sklearn")),
         Case("adamw", _ADAMW, (*_NUMPY, *_TORCH, "optax", "deepspeed")),
         Case("adamw", _ADAMW, ("numpy-inplace", *_TORCH), "tail", _TAIL),
-        Case("adamw", _ADAMW, _TORCH, "gpt2", tensors=GPT2),
+        Case("adamw", _ADAMW, (*_MANY, "deepspeed"), "gpt2", tensors=GPT2),
+        Case("adamw", _ADAMW, (*_MANY, "deepspeed"), "resnet50", tensors=RESNET50),
         Case("adamw", _ADAMW, _TORCH, "tail-gpt2", _TAIL, GPT2),
-        Case("lion", dict(lr=1e-3, weight_decay=0.1), (*_NUMPY, "optax", "deepspeed")),
-        Case("lamb", dict(lr=1e-3, weight_decay=0.1), ("optax",)),
-        Case("lamb", dict(lr=1e-3, weight_decay=0.1), (), "gpt2", tensors=GPT2),
+        Case("lion", _LION, (*_NUMPY, "optax", "deepspeed")),
+        Case("lamb", _LAMB, (*_NUMPY, "optax")),
+        Case("lamb", _LAMB, ("numpy-inplace", "optax"), "gpt2", tensors=GPT2),
         Case("lars", dict(lr=1e-2, momentum=0.9, weight_decay=0.1, trust_coeff=0.1)),
         Case("prodigy", dict(d0=1e-3)),  # with its default parameters differ from their start by next to nothing
         Case("prodigy", dict(d0=1e-3), (), "gpt2", tensors=GPT2),
@@ -140,11 +164,12 @@ _TABLE: dict[str, Case] = {
         Case("muon", dict(lr=1e-3), ("matmul",), most=1 << 24),
         Case("adafactor", {}, _TORCH[:2]),
         Case("adamw", dict(_ADAMW, cautious=True), (), "cautious"),
-        Case("adagrad", dict(lr=1e-2), _TORCH),
+        Case("adagrad", dict(lr=1e-2), (*_NUMPY, *_TORCH, "optax", "deepspeed")),
+        Case("rmsprop", dict(lr=1e-3, alpha=0.95), (*_NUMPY, *_TORCH[:2], "optax")),
         Case("schedulefreesgd", dict(lr=1e-2)),  # with its default of 1 parameters cancel to next to nothing
         *(
             Case(rule, {}, _TORCH[:2])
-            for rule in ("adadelta", "adamax", "asgd", "nadam", "radam", "rmsprop", "rprop")  # torch fuses no others
+            for rule in ("adadelta", "adamax", "asgd", "nadam", "radam", "rprop")  # torch fuses no others
         ),
     )
 }

@@ -8,7 +8,7 @@ import pytest
 
 from fastgd.bench import cases, worker
 from fastgd.bench.baselines import IN_PLACE, TEXTBOOK, with_tail
-from fastgd.bench.cases import CASES, GPT2, GRADIENT_FACTORS, PERIOD, ULP_LIMIT, data, max_ulp, reference
+from fastgd.bench.cases import CASES, GPT2, GRADIENT_FACTORS, PERIOD, RESNET50, ULP_LIMIT, data, max_ulp, reference
 from fastgd.bench.peers import PEERS
 from fastgd.bench.report import COLUMNS, markdown, size_text, tables, time_text, write_json
 from fastgd.bench.run import regime, run, throughput
@@ -18,7 +18,8 @@ from fastgd.optimizer import Optimizer
 
 ROW = {"rule", "n", "dtype", "regime", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
 N = 1000
-TORCH = [name for name, case in CASES.items() if "torch-foreach" in case.peers]
+FOREIGN = [(name, peer) for name, case in CASES.items() for peer in case.peers if peer != "matmul"]
+FLOAT32_ONLY = ("deepspeed", "thinc")
 VARIANTS = [name for name, case in CASES.items() if case.variant]
 
 
@@ -38,7 +39,7 @@ def test_variants_differ_in_what_their_names_say():
         case = CASES[name]
         assert case.full() == CASES[case.rule].full() | ({"cautious": True} if "cautious" in name else {})
         assert dict(case.tail) == (dict(max_norm=1.0, ema_decay=0.99, zero_grad=True) if "tail" in name else {})
-        assert case.tensors == (GPT2 if "gpt2" in name else (1,))
+        assert case.tensors == ({"gpt2": GPT2, "resnet50": RESNET50}.get(name.rpartition("-")[2], (1,)))
 
 
 @pytest.mark.parametrize("n", [148, 149, N, 4096, 1 << 20, sum(GPT2), 1 << 30])
@@ -48,8 +49,9 @@ def test_gpt2_is_148_tensors_that_sum_to_n(n):
     np.testing.assert_allclose(sizes, np.array(GPT2) * n / sum(GPT2), atol=2, rtol=149 / n)
 
 
-def test_gpt2_has_124_million_elements():
+def test_models_have_as_many_elements_as_torch_makes_them():
     assert sum(GPT2) == 124_439_808
+    assert (len(RESNET50), sum(RESNET50)) == (161, 25_557_032)
 
 
 def test_one_tensor_is_the_array():
@@ -136,7 +138,12 @@ def test_reference_clips_by_the_norm_of_all_elements(n):
 @pytest.mark.parametrize("n", [N, PERIOD + 5])
 @pytest.mark.parametrize(
     ("name", "peer"),
-    [(name, peer) for name in VARIANTS for peer in ("fastgd-numba", "fastgd-numpy", *CASES[name].peers)],
+    [
+        (name, peer)
+        for name in VARIANTS
+        for peer in ("fastgd-numba", "fastgd-numpy", *CASES[name].peers)
+        if peer.startswith(("fastgd", "numpy", "torch"))
+    ],
 )
 def test_peers_of_variants_equal_the_reference(name, peer, n, dtype):
     if peer.startswith("torch"):
@@ -161,12 +168,49 @@ def test_peer_that_forgets_a_part_of_the_tail_is_wrong(part, without, dtype, mon
     assert reply["max_ulp"] > ULP_LIMIT
 
 
-@pytest.mark.parametrize("name", TORCH)
-def test_torch_computes_the_rule_that_it_is_compared_in(name):
-    pytest.importorskip("torch")
-    for peer in [p for p in CASES[name].peers if p.startswith("torch")]:
-        _, reply = worker._open({"peer": peer, "rule": name, "n": N, "dtype": "float64"}, 1)
-        assert reply["max_ulp"] < 64, peer
+@pytest.fixture(scope="module")
+def worker_of():
+    """Peers in processes of their own, as they are timed: their libraries need not go together, nor with pytest."""
+    made = {}
+
+    def get(peer):
+        if peer not in made:
+            made[peer] = worker.Worker(peer, 1)
+        return made[peer]
+
+    yield get
+    for each in made.values():
+        each.stop()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "peer"), FOREIGN, ids=[" ".join(pair) for pair in FOREIGN])
+def test_peer_computes_the_rule_that_it_is_compared_in(name, peer, dtype, worker_of):
+    own = worker_of(peer)
+    own.ask(do="open", rule=name, n=N, dtype=dtype)
+    reply = own.answer()
+    reason = reply.get("skipped")
+    if reason and reason.startswith("not installed"):
+        pytest.skip(reason)
+    if dtype == "float64" and (peer in FLOAT32_ONLY or (name, peer) == ("adagrad", "optax")):
+        assert "float32" in reason
+    else:
+        assert reason is None
+        assert reply["max_ulp"] < 8
+
+
+@pytest.mark.parametrize("rule", ["gd", "sgd", "adam", "adamw", "lion", "adagrad", "rmsprop", "lamb"])
+def test_the_usual_rules_meet_every_peer_that_has_them(rule):
+    have = {
+        "torch-fused": {"gd", "sgd", "adam", "adamw", "adagrad"},
+        "torch-foreach": {"gd", "sgd", "adam", "adamw", "adagrad", "rmsprop"},
+        "deepspeed": {"adam", "adamw", "lion", "adagrad"},
+        "thinc": {"gd", "adam"},
+        "sklearn": {"gd", "sgd", "adam"},
+    }
+    assert set(CASES[rule].peers) >= {"numpy-textbook", "numpy-inplace", "numexpr", "optax"}
+    for peer, rules in have.items():
+        assert (peer in CASES[rule].peers) == (rule in rules)
 
 
 @pytest.mark.parametrize("name", CASES)
