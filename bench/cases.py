@@ -7,7 +7,7 @@ rule that is registered and not named here is measured too, at its defaults and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,7 +188,9 @@ def data(n: int, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.resize(p.astype(dtype), n), np.resize(g.astype(dtype), n)
 
 
-def reference(case: Case, dtype: str, n: int) -> tuple[NDArray[np.float64], ...]:
+def reference(
+    case: Case, dtype: str, n: int, factors: Sequence[float] = GRADIENT_FACTORS
+) -> tuple[NDArray[np.float64], ...]:
     """Take the checked steps of n elements in float64, from data rounded to `dtype`; of one period, if that is all.
 
     Returns
@@ -197,23 +199,23 @@ def reference(case: Case, dtype: str, n: int) -> tuple[NDArray[np.float64], ...]
         The parameters; with a tail also their average and the gradient that is left.
     """
     if not case.periodic:
-        return _whole_reference(case, dtype, n)
+        return _whole_reference(case, dtype, n, factors)
     p, g = (a.astype(np.float64) for a in data(min(n, PERIOD), dtype))
     tail = dict(case.tail)
     max_norm = tail.pop("max_norm", math.inf)
     optimizer = Optimizer(p, case.build(), backend="numpy", **tail)
     whole, rest = divmod(n, PERIOD)  # the norm is that of all elements, the steps are taken with one period
     norm = math.sqrt(whole * np.dot(g, g) + np.dot(g[:rest], g[:rest]))
-    for factor in GRADIENT_FACTORS:
+    for factor in factors:
         left = factor * g
         optimizer.step(left, scale=min(1.0, max_norm / (abs(factor) * norm + 1e-6)))
     return (p, optimizer.ema, left) if case.tail else (p,)
 
 
-def _whole_reference(case: Case, dtype: str, n: int) -> tuple[NDArray[np.float64], ...]:
+def _whole_reference(case: Case, dtype: str, n: int, factors: Sequence[float]) -> tuple[NDArray[np.float64], ...]:
     p, g = (a.astype(np.float64) for a in data(n, dtype))
     optimizer = Optimizer([a.reshape(case.shape(a.size)) for a in case.cut(p)], case.build())
-    for factor in GRADIENT_FACTORS:
+    for factor in factors:
         optimizer.step([factor * a.reshape(case.shape(a.size)) for a in case.cut(g)])
     return (p,)
 

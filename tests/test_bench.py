@@ -10,13 +10,15 @@ from fastgd.bench import cases, worker
 from fastgd.bench.baselines import IN_PLACE, TEXTBOOK, with_tail
 from fastgd.bench.cases import CASES, GPT2, GRADIENT_FACTORS, PERIOD, RESNET50, ULP_LIMIT, data, max_ulp, reference
 from fastgd.bench.peers import PEERS
+from fastgd.bench.regimes import by_size
 from fastgd.bench.report import COLUMNS, markdown, size_text, tables, time_text, write_json
-from fastgd.bench.run import regime, run, throughput
+from fastgd.bench.run import run, throughput
 from fastgd.kernels.errors import BackendUnavailable, HyperparameterError
 from fastgd.kernels.rules import RULES
 from fastgd.optimizer import Optimizer
 
-ROW = {"rule", "n", "dtype", "regime", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
+ROW = {"rule", "n", "dtype", "regime", "threads", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
+ROW |= {"others"}
 N = 1000
 FOREIGN = [(name, peer) for name, case in CASES.items() for peer in case.peers if peer != "matmul"]
 FLOAT32_ONLY = ("deepspeed", "thinc")
@@ -265,6 +267,7 @@ def test_run_reports_every_peer(report):
         ("lamb", "roof"),
         ("lamb", "fastgd-numba"),
         ("lamb", "fastgd-numpy"),
+        ("lamb", "numpy-inplace"),
     ]
     for row in made["rows"]:
         assert set(row) == ROW
@@ -278,7 +281,7 @@ def test_run_reports_every_peer(report):
     assert machine["threads"] == 1 and machine["cores"] >= 1 and machine["versions"]["numba"]
     assert set(machine) >= {"cpu", "simd", "threading_layer", "python", "git", "load", "load_after"}
     assert made["cases"]["sgd"]["float32_bytes"] == 20
-    assert seen[-1][1:] == (14, 14)
+    assert seen[-1][1:] == (16, 16)
 
 
 def test_report_survives_json(report, tmp_path):
@@ -376,7 +379,7 @@ def test_wrong_arguments_are_refused(arguments, error, message):
 
 
 def test_regimes_sizes_and_times_in_words():
-    assert [regime(n) for n in (4096, 1 << 20, 1 << 24, 1 << 26)] == ["small", "cache", "dram", "dram"]
+    assert [by_size(n) for n in (4096, 1 << 20, 1 << 24, 1 << 26)] == ["small", "cache", "dram", "dram"]
     assert [size_text(n) for n in (1000, 4096, 1 << 20, 3 << 30)] == ["1000", "4 k", "1 M", "3 G"]
     assert [time_text(s) for s in (2.5e-6, 0.0351, 1.25)] == ["2.5 µs", "35.1 ms", "1.25 s"]
 
