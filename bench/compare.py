@@ -1,4 +1,9 @@
-"""Compare two reports: what changed beyond the noise, judged by each run's own roof since machines are shared."""
+"""Compare two reports: what changed beyond the noise.
+
+Machines are shared, so a time alone is no verdict: a step counts as changed where both its time and its share of the
+roof of the same run have changed in the same direction, each by more than the spread of what it is made of. What moved
+is then the lesser of the two. A machine that is slower today moves the time alone, a roof that was disturbed the share.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,8 @@ from fastgd.kernels.errors import FastGDError
 
 COLUMNS = ("case", "peer", "before", "now", "of roof", "change", "noise", "verdict")
 """Columns of `Comparison.table`."""
+
+_LEAST_NOISE = 0.02  # share: few rounds may agree by chance
 
 Key = tuple[str, int, str, str, int, str]
 
@@ -39,18 +46,23 @@ class Change:
         Rule, elements, dtype, regime, threads, peer.
     before, now
         The rows.
-    ratio
-        Time now by time before, each by its roof where both have one; None where one of them is skipped.
-    noise
-        Spread of that ratio, as a share: the interquartile ranges of all times in it, added as squares.
+    ratios
+        Time now by time before, and likewise in units of each run's roof where both have one; each with its noise, as
+        a share: the interquartile ranges of all times in it, added as squares. Empty where one of the rows is skipped.
+    ulp_limit
+        Largest error of what computes the rule.
     """
 
     key: Key
     before: Row
     now: Row
-    ratio: float | None
-    noise: float
+    ratios: tuple[tuple[float, float], ...]
     ulp_limit: float
+
+    @property
+    def least(self) -> tuple[float, float]:
+        """The ratio that changed least, and its noise."""
+        return min(self.ratios, key=lambda r: abs(math.log(r[0])))
 
     @property
     def verdict(self) -> str:
@@ -59,9 +71,8 @@ class Change:
         if wrong[0] != wrong[1]:
             absent = (self.now["skipped"] or "").startswith("not installed")
             return "mended" if wrong[0] else "gone" if absent else "broken"
-        if self.ratio is None or abs(math.log(self.ratio)) <= math.log1p(self.noise):
-            return "alike"
-        return "slower" if self.ratio > 1 else "faster"
+        moved = {math.copysign(abs(math.log(ratio)) > math.log1p(noise), ratio - 1) for ratio, noise in self.ratios}
+        return "slower" if moved == {1.0} else "faster" if moved == {-1.0} else "alike"
 
     def broken(self, row: Row) -> bool:
         """Whether a row has no figures, or those of something else than the rule."""
@@ -71,8 +82,7 @@ class Change:
         """Whether fastgd itself became slower by more than a share, beyond the noise, or gives no right result."""
         if not self.key[-1].startswith("fastgd-"):
             return False
-        worse = self.verdict == "slower" and self.ratio is not None and self.ratio > 1 + threshold
-        return worse or self.verdict in ("broken", "gone")
+        return self.verdict in ("broken", "gone") or (self.verdict == "slower" and self.least[0] > 1 + threshold)
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class Comparison:
         rows = [change for change in self.changes if change.key[-1] != "roof"]
         verdicts = [change.verdict for change in rows]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
-        return f"{len(rows)} rows compared, by their share of each run's roof where there is one: {counts}"
+        return f"{len(rows)} rows compared: {counts}"
 
 
 def load(path: Path) -> Report:
@@ -220,14 +230,17 @@ def _key(row: Row, report: Report) -> Key:
 
 def _change(key: Key, before: Row, now: Row, roofs: Sequence[Row | None], limit: float) -> Change:
     if before["skipped"] is not None or now["skipped"] is not None:
-        return Change(key, before, now, None, 0.0, limit)
-    ratio, measured = now["seconds"] / before["seconds"], [before, now]
-    if key[-1] != "roof" and all(roof is not None and roof["skipped"] is None for roof in roofs):
-        old_roof, new_roof = (roof for roof in roofs if roof is not None)
-        ratio *= old_roof["seconds"] / new_roof["seconds"]
-        measured += [old_roof, new_roof]
-    noise = math.sqrt(sum((row["iqr"] / row["seconds"]) ** 2 for row in measured))
-    return Change(key, before, now, ratio, noise, limit)
+        return Change(key, before, now, (), limit)
+    old, new = roofs
+    ratios = [_ratio([now], [before])]
+    if key[-1] != "roof" and old is not None and new is not None and old["skipped"] is None is new["skipped"]:
+        ratios.append(_ratio([now, old], [before, new]))
+    return Change(key, before, now, tuple(ratios), limit)
+
+
+def _ratio(over: Sequence[Row], under: Sequence[Row]) -> tuple[float, float]:
+    ratio = math.prod(row["seconds"] for row in over) / math.prod(row["seconds"] for row in under)
+    return ratio, math.hypot(_LEAST_NOISE, *(row["iqr"] / row["seconds"] for row in (*over, *under)))
 
 
 def _machines(before: Report, now: Report) -> list[str]:
@@ -269,7 +282,6 @@ def _cells(change: Change) -> tuple[str, ...]:
 
     shares = [row["roof_share"] for row in (change.before, change.now)]
     roofs = "" if None in shares else f"{shares[0]:.0%} to {shares[1]:.0%}"
-    moved = "" if change.ratio is None else f"{change.ratio - 1:+.1%}"
-    noise = "" if change.ratio is None else f"± {change.noise:.1%}"
-    verdict = change.verdict
-    return (_case_text(change.key), change.key[-1], time(change.before), time(change.now), roofs, moved, noise, verdict)
+    moved, noise = ("", "") if not change.ratios else (f"{change.least[0] - 1:+.1%}", f"± {change.least[1]:.1%}")
+    times = time(change.before), time(change.now)
+    return (_case_text(change.key), change.key[-1], *times, roofs, moved, noise, change.verdict)
