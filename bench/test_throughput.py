@@ -2,7 +2,8 @@
 
 ``pytest bench --benchmark-enable --benchmark-autosave`` keeps a run, ``--benchmark-compare`` sets the next one beside
 it and ``--benchmark-compare-fail=median:10%`` fails where it is slower; ``-k dram`` and the like choose. Each is
-checked against the float64 result before it is timed. Peers, and processes of their own, are the business of `fastgd bench`.
+checked against the float64 result before it is timed. Peers, each in a process of its own, are what `fastgd bench`
+measures.
 """
 
 from dataclasses import replace
