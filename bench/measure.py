@@ -22,6 +22,7 @@ Answer = dict[str, Any]
 
 ITEMSIZE = {"float32": 4, "float64": 8}
 _ARRAYS = 10  # of the parameters' size that a peer may hold at once, scratch included
+_CHECKED = 8  # and in float64 while it is checked, where that takes the whole result
 _TURN = 0.03  # seconds that one peer is measured before the next takes its turn
 
 
@@ -135,12 +136,14 @@ def _steps(point: Point, workers: list[Worker], rounds: int, tick: _Ticker, mete
     """Time steps; peers that do not fit in memory together come in turns, the roof in each."""
     title = _title(point)
     found = {worker.peer: _Found() for worker in workers}
-    for batch in _batches(workers, point.n * ITEMSIZE[point.dtype]):
+    check = 0 if point.case.periodic else point.n * _CHECKED * ITEMSIZE["float64"]
+    for batch in _batches(workers, point.n * _ARRAYS * ITEMSIZE[point.dtype], check):
         tick(f"{title}: checking")
-        for worker in batch:
-            worker.ask(do="open", rule=point.case.name, n=point.n, dtype=point.dtype)
-        for worker in batch:
-            found[worker.peer].opened = worker.answer()
+        for opening in [[worker] for worker in batch] if check else [batch]:  # one at a time, where that takes memory
+            for worker in opening:
+                worker.ask(do="open", rule=point.case.name, n=point.n, dtype=point.dtype)
+            for worker in opening:
+                found[worker.peer].opened = worker.answer()
         with meter.running([worker.pid for worker in batch]):
             for _ in range(rounds):
                 for worker in batch:
@@ -211,9 +214,9 @@ def _figures(seen: _Found, moved: int) -> Row:
     }
 
 
-def _batches(workers: list[Worker], array_bytes: int) -> Iterator[list[Worker]]:
-    """Split the workers so that each batch fits in memory; roof and fastgd's first are in all of them."""
-    together = max(3, int(0.7 * _free_bytes() / (_ARRAYS * array_bytes)))
+def _batches(workers: list[Worker], held: int, check: int) -> Iterator[list[Worker]]:
+    """Split the workers so that each batch fits in memory, what each holds and one check; roof and fastgd in all."""
+    together = max(3, int((0.7 * _free_bytes() - check) / held))
     always = [w for w in workers if w.peer in ("roof", "fastgd-numba")]
     others = [w for w in workers if w not in always]
     if len(workers) <= together:
