@@ -77,7 +77,7 @@ FULL = (
 )
 
 QUICK = (
-    Part("dram", ("adamw",), (16 * _M,)),
+    Part("dram", ("adamw",), (16 * _M,), peers=(*_SCALING, "optax", "deepspeed")),
     Part("cache", RULES, (_M,)),
     Part("cache", ("adamw",), (_M,), ("float64",)),
     Part("small", ("adamw", "sgd"), (4 * _K,)),
@@ -86,7 +86,7 @@ QUICK = (
     Part("tail", ("adamw-tail", "adamw-tail-gpt2"), (_M,)),
     Part("size", ("adamw",), (64, _K, 16 * _K, 256 * _K, 4 * _M), peers=_SCALING),
     Part(COLD, ("adamw",), (4 * _K,), peers=_STARTING[:3]),
-    Part(_THREADS, ("adamw",), (_M, 16 * _M), peers=_SCALING),
+    Part(_THREADS, ("adamw",), (_M, 4 * _M), peers=_SCALING),
 )
 
 
