@@ -40,8 +40,8 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
     arrays = (*changed, *read)
     parallel = threads > 1 and arrays[0].nbytes * (2 * len(changed) + len(read)) >= CROSSOVER
     if parallel:
-        layer()  # on the threads that the step has
-    numba.set_num_threads(threads)
+        layer()  # on the threads that the step has: whatever of Numba's is called first would choose others
+        numba.set_num_threads(threads)
     return partial(_kernel(len(changed), len(read), parallel), *arrays)
 
 

@@ -332,6 +332,20 @@ def test_failing_peer_is_named_and_the_run_goes_on(monkeypatch):
     assert reply == {"skipped": "RuntimeError: no compiler"}
 
 
+def test_roof_runs_on_the_threads_that_the_step_has():
+    found = {}
+    for peer in ("roof", "fastgd-numba"):
+        own = worker.Worker(peer, 2)
+        try:
+            for n in (N, 1 << 20):  # a serial sweep first: it must not choose
+                own.ask(do="open", rule="adamw", n=n, dtype="float32")
+                found[peer, n] = own.answer()["threading_layer"]
+        finally:
+            own.stop()
+    assert found["roof", N] is None and found["fastgd-numba", N] is None
+    assert found["roof", 1 << 20] == found["fastgd-numba", 1 << 20] is not None
+
+
 def test_dead_process_is_named():
     dying = worker.Worker("roof", 1)
     try:
