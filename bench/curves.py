@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.bench.run import Progress, describe_machine
+from fastgd.bench.measure import Progress
+from fastgd.bench.run import describe_machine
 from fastgd.callbacks import Callback, Training
 from fastgd.fit import fit
 from fastgd.flat import FlatParams

@@ -7,6 +7,7 @@ whose library is missing says so by the ImportError.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,57 +114,25 @@ def _roof(case: Case, p: Array, g: Array, threads: int) -> Peer:
 def _numpy(kind: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
     from fastgd.bench.baselines import IN_PLACE, TEXTBOOK, with_tail
 
-    step = {"textbook": TEXTBOOK, "inplace": IN_PLACE}[kind][case.rule](p, g, **case.full())
-    average = p
-    if case.tail:
-        step, average = with_tail(step, p, g, **case.tail)
-    latest = [p]
-
-    def take() -> None:
-        latest[0] = step()
-
-    return _peer(case, take, latest, [g], [average])
+    baseline = {"textbook": TEXTBOOK, "inplace": IN_PLACE}[kind][case.rule]
+    own, gradients = case.cut(p), case.cut(g)
+    steps = [baseline(a, b, **case.full()) for a, b in zip(own, gradients, strict=True)]
+    if not case.tail:
+        return _peer(case, partial(_each, steps, own), own, gradients)
+    whole, average = with_tail(steps[0], p, g, **case.tail)
+    return _peer(case, whole, own, gradients, [average])
 
 
 def _numexpr(case: Case, p: Array, g: Array, threads: int) -> Peer:
-    import numexpr
+    from fastgd.bench.expressions import step
 
-    numexpr.set_num_threads(threads)
-    h = case.full()
-    states = {
-        name: np.zeros_like(p) for name in {"sgd": "m", "lion": "m", "adam": "mv", "adamw": "mv"}.get(case.rule, "")
-    }
-    arrays = {"p": p, "g": g, **states}
-    t = 0
+    return _peer(case, step(case.rule, p, g, threads, **case.full()), [p], [g])
 
-    def scalars() -> dict[str, float]:
-        decay = 1 - h["lr"] * h.get("weight_decay", 0.0)
-        if case.rule in ("gd", "sgd"):
-            return dict(lr=h["lr"], mu=h.get("momentum", 0.0))
-        b1, b2 = h["betas"]
-        moments = dict(decay=decay, b1=b1, c1=1 - b1, b2=b2, c2=1 - b2)
-        if case.rule == "lion":
-            return dict(moments, lr=h["lr"])
-        root = (1 - b2**t) ** 0.5
-        return dict(moments, lr=h["lr"] * root / (1 - b1**t), eps=h["eps"] * root)
 
-    adam = (("m", "b1*m + c1*g"), ("v", "b2*v + c2*g*g"), ("p", "decay*p - lr*m/(sqrt(v) + eps)"))
-    lines = {
-        "gd": (("p", "p - lr*g"),),
-        "sgd": (("m", "mu*m + g"), ("p", "p - lr*m")),
-        "adam": adam,
-        "adamw": adam,
-        "lion": (("p", "decay*p - where(b1*m + c1*g > 0, lr, -lr)"), ("m", "b2*m + c2*g")),
-    }[case.rule]
-
-    def step() -> None:
-        nonlocal t
-        t += 1
-        given = arrays | {name: p.dtype.type(value) for name, value in scalars().items()}
-        for target, text in lines:
-            numexpr.evaluate(text, local_dict=given, global_dict={}, out=arrays[target])
-
-    return _peer(case, step, [p], [g])
+def _each(steps: Sequence[Callable[[], Array]], latest: list[Array]) -> None:
+    """Take a step with each tensor, and keep what it gives: it may be another array."""
+    for k, step in enumerate(steps):
+        latest[k] = step()
 
 
 def _torch_parameters(
@@ -214,6 +183,8 @@ def _optax(case: Case, p: Array, g: Array, threads: int) -> Peer:
     import jax
     import optax
 
+    if case.rule == "adagrad" and p.dtype == np.float64:
+        raise Unsupported("its epsilon stands inside the root, which float32 cannot tell and float64 can")
     jax.config.update("jax_enable_x64", p.dtype == np.float64)
     h = case.full()
     lr = h["lr"]
@@ -226,6 +197,8 @@ def _optax(case: Case, p: Array, g: Array, threads: int) -> Peer:
         "adamw": lambda: optax.adamw(lr, **betas, **rest),
         "lion": lambda: optax.lion(lr, **betas, **rest),
         "lamb": lambda: optax.lamb(lr, **betas, **rest),
+        "adagrad": lambda: optax.adagrad(lr, h["initial_accumulator_value"], h["eps"]),
+        "rmsprop": lambda: optax.rmsprop(lr, h["alpha"], h["eps"], eps_in_sqrt=False),
     }[case.rule]()
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -233,50 +206,82 @@ def _optax(case: Case, p: Array, g: Array, threads: int) -> Peer:
         change, state = transform.update(g, state, p)
         return optax.apply_updates(p, change), state
 
-    held = [jax.numpy.array(p), None, jax.numpy.array(g)]
+    def tensors(a: Array) -> list[Any]:
+        return [jax.numpy.array(part) for part in case.cut(a)]
+
+    held: list[Any] = [tensors(p), None, tensors(g)]
     held[1] = transform.init(held[0])
 
     def step() -> None:
         held[0], held[1] = jax.block_until_ready(update(*held))
 
     def set_gradient(values: Array) -> None:
-        held[2] = jax.numpy.array(values)
+        held[2] = tensors(values)
 
-    return Peer(step, (lambda: np.asarray(held[0]),), set_gradient)
+    return Peer(step, (lambda: np.concatenate(held[0]),), set_gradient)
 
 
 def _deepspeed(case: Case, p: Array, g: Array, threads: int) -> Peer:
     os.environ["DS_ACCELERATOR"] = "cpu"
     if p.dtype != np.float32:
         raise Unsupported("float32 only")
-    _, parameters = _torch_parameters([p], [g], threads, case)
+    own, gradients = _own(case.cut(p)), _own(case.cut(g))
+    _, parameters = _torch_parameters(own, gradients, threads, case)
     h = case.full()
     if case.rule == "lion":
-        from deepspeed.ops.lion import DeepSpeedCPULion
+        from deepspeed.ops.lion import DeepSpeedCPULion as Kind
 
-        optimizer = DeepSpeedCPULion(parameters, **h)
+        options: dict[str, Any] = {}
+    elif case.rule == "adagrad":
+        from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad as Kind
+
+        options = {}
     else:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
+        from deepspeed.ops.adam import DeepSpeedCPUAdam as Kind
 
-        given = {name: h[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        optimizer = DeepSpeedCPUAdam(parameters, **given, adamw_mode=case.rule == "adamw")
-    return _peer(case, optimizer.step, [p], [g])
+        options = {"adamw_mode": case.rule == "adamw"}
+    known = inspect.signature(Kind).parameters.keys() & {"lr", "betas", "eps", "weight_decay"}
+    optimizer = Kind(parameters, **{name: h[name] for name in known}, **options)
+    return _peer(case, optimizer.step, own, gradients)
 
 
 def _thinc(case: Case, p: Array, g: Array, threads: int) -> Peer:
-    from thinc.api import Adam
+    from thinc.api import SGD, Adam
 
     if p.dtype != np.float32:
         raise Unsupported("float32 only")
     h = case.full()
-    b1, b2 = h["betas"]
-    optimizer = Adam(h["lr"], beta1=b1, beta2=b2, eps=h["eps"], L2=h["weight_decay"], grad_clip=0.0)
+    alone = dict(grad_clip=0.0, use_averages=False)  # both are on unless told otherwise
+    if case.rule == "gd":
+        optimizer = SGD(h["lr"], L2=0.0, **alone)
+    else:
+        b1, b2 = h["betas"]
+        optimizer = Adam(h["lr"], beta1=b1, beta2=b2, eps=h["eps"], L2=h["weight_decay"], **alone)
     latest = [p]
 
     def step() -> None:
         latest[0], _ = optimizer((0, "p"), latest[0], g)
 
     return Peer(step, (lambda: latest[0],), partial(np.copyto, g), consumes_gradient=True)
+
+
+def _sklearn(case: Case, p: Array, g: Array, threads: int) -> Peer:
+    from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
+
+    h = case.full()
+    own, gradients = case.cut(p), case.cut(g)
+    if case.rule != "adam":
+        momentum = SGDOptimizer(own, h["lr"], momentum=h.get("momentum", 0.0), nesterov=False)
+        return _peer(case, partial(momentum.update_params, own, gradients), own, gradients)
+    b1, b2 = h["betas"]
+    adam = AdamOptimizer(own, h["lr"], b1, b2, h["eps"])
+
+    def step() -> None:
+        # it adds eps to the root before it is corrected: with an eps that shrinks likewise the rule is ours
+        adam.epsilon = h["eps"] * math.sqrt(1 - b2 ** (adam.t + 1))
+        adam.update_params(own, gradients)
+
+    return _peer(case, step, own, gradients)
 
 
 PEERS: dict[str, Callable[[Case, Array, Array, int], Peer]] = {
@@ -293,5 +298,6 @@ PEERS: dict[str, Callable[[Case, Array, Array, int], Peer]] = {
     "optax": _optax,
     "deepspeed": _deepspeed,
     "thinc": _thinc,
+    "sklearn": _sklearn,
 }
 """Every peer by name: takes the case, parameters and gradient that it may keep, and a number of threads."""

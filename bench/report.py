@@ -12,6 +12,10 @@ COLUMNS = ("peer", "time", "± IQR", "GB/s", "of roof", "vs fastgd", "max ULP")
 """Columns of a table of one rule, size and dtype; `vs fastgd` is the time as a multiple of fastgd-numba's."""
 
 
+OVERVIEW = ("case", "elements", "regime", "fastgd", "of roof", "fastest peer", "takes", "torch fused takes")
+"""Columns of a line for each case; peers' times are multiples of fastgd-numba's."""
+
+
 def write_json(report: dict[str, Any], path: Path) -> None:
     """Write the report as it is."""
     path.write_text(json.dumps(report, indent=1) + "\n")
@@ -23,8 +27,13 @@ def write_markdown(report: dict[str, Any], path: Path) -> None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Set every row in a table, the machine under each."""
-    parts = ["# fastgd bench\n"]
+    """Set a line for each case, then every row in a table, the machine under each."""
+    parts = ["# fastgd bench\n", *(f"**{text[0].upper()}{text[1:]}.**\n" for text in report.get("warnings", []))]
+    lines = overview(report)
+    if len(lines) > 1:
+        parts.append(table(OVERVIEW, lines))
+        parts += [f"- {name}: {text}" for name, text in report.get("regimes", {}).items() if text]
+        parts.append("")
     for title, cells in tables(report):
         parts += [f"## {title}\n", table(COLUMNS, cells), f"{machine_line(report)}\n"]
     return "\n".join(parts)
@@ -33,9 +42,7 @@ def markdown(report: dict[str, Any]) -> str:
 def tables(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     """Give a title and rows of text, by the columns of `COLUMNS`, for each rule, size and dtype."""
     made = []
-    for (rule, n, dtype, regime), group in groupby(
-        report["rows"], key=lambda r: (r["rule"], r["n"], r["dtype"], r["regime"])
-    ):
+    for (rule, n, dtype, regime), group in groupby(report["rows"], key=_case):
         rows = list(group)
         own = next((r["seconds"] for r in rows if r["peer"] == "fastgd-numba"), None)
         case = {"tail": {}, "tensors": 1} | report["cases"][rule]  # older reports have neither
@@ -46,15 +53,37 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     return made
 
 
+def overview(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Give a line of text for each case that fastgd-numba has, by the columns of `OVERVIEW`."""
+    lines = []
+    for (rule, n, dtype, regime), group in groupby(report["rows"], key=_case):
+        rows = {row["peer"]: row for row in group if row["skipped"] is None}
+        own = rows.pop("fastgd-numba", None)
+        if own is None:
+            continue
+        right = {
+            name: row["seconds"] / own["seconds"]
+            for name, row in rows.items()
+            if row["max_ulp"] is not None and row["max_ulp"] <= report["ulp_limit"] and not name.startswith("fastgd-")
+        }
+        fastest = min(right, key=right.__getitem__, default=None)
+        peers = ("", "") if fastest is None else (fastest, f"{right[fastest]:.2f}")
+        share = "" if own["roof_share"] is None else f"{own['roof_share']:.0%}"
+        fused = f"{right['torch-fused']:.2f}" if "torch-fused" in right else ""
+        lines.append((f"{rule} {dtype}", size_text(n), regime, time_text(own["seconds"]), share, *peers, fused))
+    return lines
+
+
 def machine_line(report: dict[str, Any]) -> str:
     """Say in one line what the figures were measured on."""
     m = report["machine"]
     versions = " ".join(f"{name} {version}" for name, version in m["versions"].items())
     layer = m["threading_layer"] or "no parallel launch"
+    others = "" if m.get("others") is None else f", others on {m['others']:.2f} CPUs meanwhile"
     return (
         f"{m['cpu']}, {m['cores']} cores, {m['simd']}; {m['threads']} threads ({layer}); Python {m['python']}, "
         f"{versions}; commit {m['git'] or 'none'}; "
-        f"load {m['load']:.1f} before, {m['load_after']:.1f} after; {m['time']}"
+        f"load {m['load']:.1f} before, {m['load_after']:.1f} after{others}; {m['time']}"
     )
 
 
@@ -72,6 +101,10 @@ def time_text(seconds: float) -> str:
         if seconds >= unit:
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds * 1e6:.3g} µs"
+
+
+def _case(row: dict[str, Any]) -> tuple[str, int, str, str]:
+    return row["rule"], row["n"], row["dtype"], row["regime"]
 
 
 def _cells(row: dict[str, Any], own: float | None, limit: float) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ A copy would not do: it writes lines that it never read, which costs a read that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numba
@@ -39,8 +39,16 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
     """
     arrays = (*changed, *read)
     parallel = threads > 1 and arrays[0].nbytes * (2 * len(changed) + len(read)) >= CROSSOVER
-    names = [f"a{k}" for k in range(len(arrays))]
-    adds = [f"            {name}[i] += x" for name in names[: len(changed)]]
+    if parallel:
+        layer()  # on the threads that the step has: whatever of Numba's is called first would choose others
+        numba.set_num_threads(threads)
+    return partial(_kernel(len(changed), len(read), parallel), *arrays)
+
+
+@cache
+def _kernel(changed: int, read: int, parallel: bool) -> Callable[..., None]:
+    names = [f"a{k}" for k in range(changed + read)]
+    adds = [f"            {name}[i] += x" for name in names[:changed]]
     # by blocks, as the step: an offset index would keep Numba's wrap-around check, and no vectors
     text = "\n".join(
         [
@@ -49,17 +57,14 @@ def sweep(changed: Sequence[NDArray[Any]], read: Sequence[NDArray[Any]], *, thre
             f"        lo, hi = b * {_BLOCK}, min((b + 1) * {_BLOCK}, _a0.size)",
             *(f"        {name} = _{name}[lo:hi]" for name in names),
             "        for i in range(a0.size):",
-            f"            x = {' + '.join(f'{name}[i]' for name in names[len(changed) :] or names[-1:])}",
+            f"            x = {' + '.join(f'{name}[i]' for name in names[changed:] or names[-1:])}",
             *adds,
         ]
     )
-    if parallel:
-        layer()  # on the threads that the step has
     scope: dict[str, Any] = {"prange": numba.prange if parallel else range}
     exec(text, scope)
-    kernel = numba.njit(parallel=parallel, error_model="numpy", nogil=True)(scope["sweep"])
-    numba.set_num_threads(threads)
-    return partial(kernel, *arrays)
+    made: Callable[..., None] = numba.njit(parallel=parallel, error_model="numpy", nogil=True)(scope["sweep"])
+    return made
 
 
 def arrays(p: NDArray[Any], g: NDArray[Any], changed: int, read: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:

@@ -1,36 +1,34 @@
-"""Compare the peers: rounds interleaved, the roof measured in the same run, losing rows kept."""
+"""Compare the peers: what is asked for becomes points, what is measured of them a report."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import product
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 from fastgd.bench.cases import CASES, ULP_LIMIT, Case
+from fastgd.bench.load import Meter, warning
+from fastgd.bench.measure import ITEMSIZE, Point, Progress, Row, measure, refuse_unknown
 from fastgd.bench.peers import PEERS
-from fastgd.bench.worker import Worker
+from fastgd.bench.regimes import by_size, meaning
 from fastgd.kernels.errors import BackendUnavailable, HyperparameterError
 from fastgd.state import plain
 
-Row = dict[str, Any]
 Report = dict[str, Any]
-Progress = Callable[[str, int, int], object]
 
 SCHEMA = 1
 SIZES = (1 << 12, 1 << 20, 1 << 26)
 BACKENDS = ("numba", "numpy")
-_ITEMSIZE = {"float32": 4, "float64": 8}
-_ARRAYS = 10  # of the parameters' size that a peer may hold at once, scratch included
-_TURN = 0.03  # seconds that one peer is measured before the next takes its turn
-_LIBRARIES = ("fastgd", "numpy", "numba", "llvmlite", "torch", "numexpr", "jax", "optax", "deepspeed", "thinc", "tbb")
+_LIBRARIES = (
+    *("fastgd", "numpy", "numba", "llvmlite", "tbb"),
+    *("torch", "numexpr", "jax", "optax", "deepspeed", "thinc", "scikit-learn"),
+)
 
 
 def run(
@@ -68,10 +66,7 @@ def run(
     Returns
     -------
     dict
-        ``schema``, ``machine`` (what it ran on), ``cases`` (hyperparameters, tail, number of tensors and bytes by
-        name) and ``rows``. A row has ``rule n dtype regime peer``, `rule` being the name; ``seconds`` (median of the
-        rounds), ``iqr``, ``gbps`` (bytes that the step must move, by the time), ``roof_share`` and ``max_ulp``, the
-        largest error against float64 in units in the last place; or ``skipped``, why there are no figures.
+        As of `report_of`.
 
     Raises
     ------
@@ -79,39 +74,63 @@ def run(
         For a name or number that cannot be served, before anything is measured.
     """
     names = tuple(CASES) if rules is None else tuple(rules)
-    _check("rule", names, CASES)
-    _check("dtype", dtypes, _ITEMSIZE)
-    _check("peer", peers or (), PEERS)
+    refuse_unknown("rule", names, CASES)
+    refuse_unknown("dtype", dtypes, ITEMSIZE)
+    refuse_unknown("peer", peers or (), PEERS)
     for backend in backends:
         if backend not in BACKENDS:
             raise BackendUnavailable(f"backend must be one of {', '.join(BACKENDS)}, given {backend!r}")
     least = {f"size of {name}": len(CASES[name].tensors) for name in names}
-    for what, number in [*product(least, sizes), ("rounds", rounds)]:
-        if number < least.get(what, 1):
-            raise HyperparameterError(f"{what} must be at least {least.get(what, 1)}, given {number}")
+    for what, number in product(least, sizes):
+        if number < least[what]:
+            raise HyperparameterError(f"{what} must be at least {least[what]}, given {number}")
     from fastgd.kernels.cpu_threads import available_threads
 
     count = available_threads(threads)
-    machine = describe_machine(count)
-    plans = [
-        (CASES[rule], n, dtype, _taking_part(CASES[rule], backends, peers))
+    points = [
+        Point(CASES[rule], n, dtype, by_size(n), count, _taking_part(CASES[rule], backends, peers))
         for rule, dtype, n in product(names, dtypes, sizes)
     ]
-    tick = _Ticker(progress, sum(len(chosen) for *_, chosen in plans) * rounds)
-    rows: list[Row] = []
-    with ExitStack() as stack:
-        workers: dict[str, Worker] = {}
-        for name in dict.fromkeys(name for *_, chosen in plans for name in chosen):
-            workers[name] = Worker(name, count)
-            stack.callback(workers[name].stop)
-        for case, n, dtype, chosen in plans:
-            taking = [workers[name] for name in chosen]
-            rows += _measure(case, n, dtype, taking, rounds, tick, machine)
-    machine["load_after"] = os.getloadavg()[0]
+    return report_of(points, rounds, progress)
+
+
+def report_of(points: Sequence[Point], rounds: int, progress: Progress | None = None) -> Report:
+    """Measure points and say on what.
+
+    Parameters
+    ----------
+    points : sequence of Point
+        What to measure.
+    rounds : int
+        Rounds, at least 1, in which the peers take turns.
+    progress : callable, optional
+        Called with what is done next, the number of turns done and of those to do.
+
+    Returns
+    -------
+    dict
+        ``schema``; ``machine``: what it ran on, and the CPUs that others kept busy meanwhile; ``rounds``; ``warnings``:
+        sentences; ``regimes``: what each means; ``cases``: hyperparameters, tail, number of tensors and bytes by name;
+        ``ulp_limit``: largest error of a peer that computes the rule; and ``rows``. A row has ``rule n dtype regime
+        threads peer``, `rule` being the case's name; ``seconds`` (median of the rounds), ``iqr``, ``gbps`` (bytes that
+        the step must move, by the time), ``roof_share`` and ``max_ulp``, the largest error against float64 in units in
+        the last place; or ``skipped``, why there are no figures. ``others`` is the number of CPUs that other processes
+        kept busy.
+    """
+    if rounds < 1:
+        raise HyperparameterError(f"rounds must be at least 1, given {rounds}")
+    machine = describe_machine(max((point.threads for point in points), default=1))
+    meter = Meter()
+    rows = measure(points, rounds, progress, meter, machine)
+    machine |= {"load_after": os.getloadavg()[0], "others": meter.cpus()}
+    busy = warning(machine["others"], machine["cores"])
     return {
         "schema": SCHEMA,
         "machine": machine,
-        "cases": {case.name: _shown(case) for case, *_ in plans},
+        "rounds": rounds,
+        "warnings": [busy] if busy else [],
+        "regimes": {name: meaning(name) for name in dict.fromkeys(row["regime"] for row in rows)},
+        "cases": {case.name: _shown(case) for case in {p.case.name: p.case for p in points}.values()},
         "ulp_limit": ULP_LIMIT,
         "rows": rows,
     }
@@ -139,11 +158,6 @@ def throughput(rule: str, sizes: Sequence[int], rounds: int, progress: Progress 
     return rows
 
 
-def regime(n: int) -> str:
-    """Say what limits a step of n elements: the call, the cache or the memory."""
-    return "small" if n < 1 << 17 else "cache" if n < 1 << 24 else "dram"
-
-
 def describe_machine(threads: int) -> dict[str, Any]:
     """Say on what, with what and when it is measured."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -154,7 +168,8 @@ def describe_machine(threads: int) -> dict[str, Any]:
     flags = fields.get("flags", fields.get("Features", "")).split()
     return {
         "cpu": fields.get("model name", platform.processor() or platform.machine()),
-        "cores": os.cpu_count(),
+        "cores": os.cpu_count() or 1,
+        "cache": _last_cache(),
         "threads": threads,
         "threading_layer": None,
         "simd": next((f for f in ("avx512f", "avx2", "avx", "sse4_2", "sve", "asimd") if f in flags), "unknown"),
@@ -167,15 +182,9 @@ def describe_machine(threads: int) -> dict[str, Any]:
     }
 
 
-def _check(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise HyperparameterError(f"{what} must be one of {', '.join(known)}, given {name!r}")
-
-
-def _taking_part(case: Case, backends: Sequence[str], peers: Sequence[str] | None) -> list[str]:
+def _taking_part(case: Case, backends: Sequence[str], peers: Sequence[str] | None) -> tuple[str, ...]:
     own = [f"fastgd-{backend}" for backend in backends]
-    return [name for name in ("roof", *own, *case.peers) if peers is None or name in peers or name in own]
+    return tuple(name for name in ("roof", *own, *case.peers) if peers is None or name in peers or name in own)
 
 
 def _shown(case: Case) -> dict[str, Any]:
@@ -187,94 +196,13 @@ def _shown(case: Case) -> dict[str, Any]:
     }
 
 
-class _Ticker:
-    """Counts turns and tells the caller."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(self, text: str, turns: int = 0) -> None:
-        self._done += turns
-        if self._progress is not None:
-            self._progress(text, self._done, self._total)
-
-
-def _measure(
-    case: Case, n: int, dtype: str, workers: list[Worker], rounds: int, tick: _Ticker, machine: dict[str, Any]
-) -> list[Row]:
-    """Measure one case at one size; peers that do not fit in memory together come in turns, the roof in each."""
-    title = f"{case.name} {n} {dtype}"
-    samples: dict[str, list[float]] = {w.peer: [] for w in workers}
-    opened: dict[str, dict[str, Any]] = {}
-    for batch in _batches(workers, n * _ITEMSIZE[dtype]):
-        tick(f"{title}: checking")
-        for worker in batch:
-            worker.ask(do="open", rule=case.name, n=n, dtype=dtype)
-        for worker in batch:
-            opened[worker.peer] = worker.answer()
-            machine["threading_layer"] = opened[worker.peer].get("threading_layer") or machine["threading_layer"]
-        for _ in range(rounds):
-            for worker in batch:
-                tick(f"{title}: {worker.peer}", len(samples[worker.peer]) < rounds)
-                if "skipped" in opened[worker.peer]:
-                    continue
-                worker.ask(do="time", seconds=_TURN)
-                answer = worker.answer()
-                if "skipped" in answer:
-                    opened[worker.peer] = answer
-                else:
-                    samples[worker.peer].append(answer["seconds"])
-        for worker in batch:
-            worker.ask(do="close")
-        for worker in batch:
-            worker.answer()
-    itemsize = _ITEMSIZE[dtype]
-    changed, read = case.streams()
-    rows: list[Row] = []
-    for name, times in samples.items():
-        # the roof passes once over the arrays, a step that sums before it moves does so more often
-        per_param = itemsize * (2 * changed + read) if name == "roof" else case.bytes_per_param(itemsize)
-        row: Row = {"rule": case.name, "n": n, "dtype": dtype, "regime": regime(n), "peer": name}
-        rows.append(row | _figures(times, n * per_param, opened[name]))
-    roof = next((row["gbps"] for row in rows if row["peer"] == "roof"), None)
-    for row in rows:
-        row["roof_share"] = row["gbps"] / roof if row["gbps"] and roof else None
-    return rows
-
-
-def _figures(samples: list[float], moved: int, opened: dict[str, Any]) -> Row:
-    if "skipped" in opened:
-        return dict.fromkeys(("seconds", "iqr", "gbps", "roof_share", "max_ulp")) | {"skipped": opened["skipped"]}
-    seconds = median(samples)
-    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (seconds,) * 3
-    return {
-        "seconds": seconds,
-        "iqr": high - low,
-        "gbps": moved / seconds / 1e9,
-        "max_ulp": opened["max_ulp"],
-        "skipped": None,
-    }
-
-
-def _batches(workers: list[Worker], array_bytes: int) -> Iterator[list[Worker]]:
-    """Split the workers so that each batch fits in memory; roof and fastgd's first are in all of them."""
-    together = max(3, int(0.7 * _free_bytes() / (_ARRAYS * array_bytes)))
-    always = [w for w in workers if w.peer in ("roof", "fastgd-numba")]
-    others = [w for w in workers if w not in always]
-    if len(workers) <= together:
-        yield workers
-        return
-    size = together - len(always)
-    for start in range(0, len(others), size):
-        yield always + others[start : start + size]
-
-
-def _free_bytes() -> int:
+def _last_cache() -> str | None:
+    """Size of the largest cache, as the system writes it: what fits there does not wait for the memory."""
+    found = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))
     try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 8 << 30
+        return (found[-1] / "size").read_text().strip() if found else None
+    except OSError:
+        return None
 
 
 def _version(distribution: str) -> str | None:

@@ -22,8 +22,17 @@ from fastgd.bench.peers import PEERS, Peer, Unsupported
 
 _MOST_CALLS = 2000
 _WARM_UP = 3
+_LONG = 0.3  # seconds: steps that take longer are warm after one
+# After each part the clock is looked at: with another process on its core, a thread can make a step 100 times as long.
+_PARTS = 8
 # Seconds: the idle threads of another peer's OpenMP spin for a while, and cost a short step 10 times its own.
 _REST = 0.03
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Give the variables by which libraries are told how many threads to start."""
+    pools = ("OMP", "MKL", "OPENBLAS", "NUMBA", "NUMEXPR", "NUMEXPR_MAX")
+    return {f"{name}_NUM_THREADS".replace("MAX_NUM", "MAX"): str(threads) for name in pools}
 
 
 class Worker:
@@ -42,7 +51,6 @@ class Worker:
     def __init__(self, peer: str, threads: int, module: str = "fastgd.bench.worker") -> None:
         self.peer = peer
         self._threads = threads
-        pools = ("OMP", "MKL", "OPENBLAS", "NUMBA", "NUMEXPR", "NUMEXPR_MAX")
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(threads)],
@@ -50,8 +58,13 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ | {f"{name}_NUM_THREADS".replace("MAX_NUM", "MAX"): str(threads) for name in pools},
+            env=os.environ | environment(threads),
         )
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
 
     def ask(self, **request: Any) -> None:
         """Send a request."""
@@ -102,6 +115,9 @@ def _open(request: dict[str, Any], threads: int) -> tuple[Peer | None, dict[str,
         expected = reference(case, request["dtype"], request["n"])
         error = max(max_ulp(read(), values) for read, values in zip(peer.results, expected, strict=True))
         peer.set_gradient(original)
+        if not case.periodic:
+            del expected
+            gc.collect()  # the optimizer that gave it, with all its arrays, is in a cycle
     except ImportError as absent:
         return None, {"skipped": f"not installed: {absent}"}
     except Unsupported as reason:
@@ -123,14 +139,21 @@ def _time(peer: Peer, seconds: float, gradient: Any) -> float:
         return time.perf_counter() - start
 
     time.sleep(_REST)
-    calls = max(1, min(_MOST_CALLS, int(seconds / min(once() for _ in range(_WARM_UP)))))
+    warm = [once()]
+    while len(warm) < _WARM_UP and sum(warm) < _LONG:
+        warm.append(once())
+    calls = max(1, min(_MOST_CALLS, int(seconds / min(warm))))
     if peer.consumes_gradient:
         return sum(once() for _ in range(calls)) / calls
-    step = peer.step
+    step, done, elapsed = peer.step, 0, 0.0
+    part = max(1, calls // _PARTS)
     start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return (time.perf_counter() - start) / calls
+    while done < calls and elapsed < 2 * seconds:
+        for _ in range(part):
+            step()
+        done += part
+        elapsed = time.perf_counter() - start
+    return elapsed / done
 
 
 def _threading_layer() -> str | None:
@@ -155,10 +178,11 @@ def serve(threads: int) -> None:
         if request["do"] == "time":
             assert peer is not None
             reply = {"seconds": _time(peer, request["seconds"], gradient)}
-        else:
+        elif request["do"] == "close":
             peer = gradient = None
             gc.collect()
-        if request["do"] == "open":
+            gc.freeze()  # the libraries' own objects: with torch's each collection took 0.3 s
+        elif request["do"] == "open":
             peer, reply = _open(request, threads)
             if peer is not None and peer.consumes_gradient:
                 gradient = data(request["n"], request["dtype"])[1]

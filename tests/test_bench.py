@@ -8,17 +8,20 @@ import pytest
 
 from fastgd.bench import cases, worker
 from fastgd.bench.baselines import IN_PLACE, TEXTBOOK, with_tail
-from fastgd.bench.cases import CASES, GPT2, GRADIENT_FACTORS, PERIOD, ULP_LIMIT, data, max_ulp, reference
+from fastgd.bench.cases import CASES, GPT2, GRADIENT_FACTORS, PERIOD, RESNET50, ULP_LIMIT, data, max_ulp, reference
 from fastgd.bench.peers import PEERS
+from fastgd.bench.regimes import by_size
 from fastgd.bench.report import COLUMNS, markdown, size_text, tables, time_text, write_json
-from fastgd.bench.run import regime, run, throughput
+from fastgd.bench.run import run, throughput
 from fastgd.kernels.errors import BackendUnavailable, HyperparameterError
 from fastgd.kernels.rules import RULES
 from fastgd.optimizer import Optimizer
 
-ROW = {"rule", "n", "dtype", "regime", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
+ROW = {"rule", "n", "dtype", "regime", "threads", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
+ROW |= {"others"}
 N = 1000
-TORCH = [name for name, case in CASES.items() if "torch-foreach" in case.peers]
+FOREIGN = [(name, peer) for name, case in CASES.items() for peer in case.peers if peer != "matmul"]
+FLOAT32_ONLY = ("deepspeed", "thinc")
 VARIANTS = [name for name, case in CASES.items() if case.variant]
 
 
@@ -38,7 +41,7 @@ def test_variants_differ_in_what_their_names_say():
         case = CASES[name]
         assert case.full() == CASES[case.rule].full() | ({"cautious": True} if "cautious" in name else {})
         assert dict(case.tail) == (dict(max_norm=1.0, ema_decay=0.99, zero_grad=True) if "tail" in name else {})
-        assert case.tensors == (GPT2 if "gpt2" in name else (1,))
+        assert case.tensors == ({"gpt2": GPT2, "resnet50": RESNET50}.get(name.rpartition("-")[2], (1,)))
 
 
 @pytest.mark.parametrize("n", [148, 149, N, 4096, 1 << 20, sum(GPT2), 1 << 30])
@@ -48,8 +51,9 @@ def test_gpt2_is_148_tensors_that_sum_to_n(n):
     np.testing.assert_allclose(sizes, np.array(GPT2) * n / sum(GPT2), atol=2, rtol=149 / n)
 
 
-def test_gpt2_has_124_million_elements():
+def test_models_have_as_many_elements_as_torch_makes_them():
     assert sum(GPT2) == 124_439_808
+    assert (len(RESNET50), sum(RESNET50)) == (161, 25_557_032)
 
 
 def test_one_tensor_is_the_array():
@@ -136,7 +140,12 @@ def test_reference_clips_by_the_norm_of_all_elements(n):
 @pytest.mark.parametrize("n", [N, PERIOD + 5])
 @pytest.mark.parametrize(
     ("name", "peer"),
-    [(name, peer) for name in VARIANTS for peer in ("fastgd-numba", "fastgd-numpy", *CASES[name].peers)],
+    [
+        (name, peer)
+        for name in VARIANTS
+        for peer in ("fastgd-numba", "fastgd-numpy", *CASES[name].peers)
+        if peer.startswith(("fastgd", "numpy", "torch"))
+    ],
 )
 def test_peers_of_variants_equal_the_reference(name, peer, n, dtype):
     if peer.startswith("torch"):
@@ -161,12 +170,49 @@ def test_peer_that_forgets_a_part_of_the_tail_is_wrong(part, without, dtype, mon
     assert reply["max_ulp"] > ULP_LIMIT
 
 
-@pytest.mark.parametrize("name", TORCH)
-def test_torch_computes_the_rule_that_it_is_compared_in(name):
-    pytest.importorskip("torch")
-    for peer in [p for p in CASES[name].peers if p.startswith("torch")]:
-        _, reply = worker._open({"peer": peer, "rule": name, "n": N, "dtype": "float64"}, 1)
-        assert reply["max_ulp"] < 64, peer
+@pytest.fixture(scope="module")
+def worker_of():
+    """Peers in processes of their own, as they are timed: their libraries need not go together, nor with pytest."""
+    made = {}
+
+    def get(peer):
+        if peer not in made:
+            made[peer] = worker.Worker(peer, 1)
+        return made[peer]
+
+    yield get
+    for each in made.values():
+        each.stop()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "peer"), FOREIGN, ids=[" ".join(pair) for pair in FOREIGN])
+def test_peer_computes_the_rule_that_it_is_compared_in(name, peer, dtype, worker_of):
+    own = worker_of(peer)
+    own.ask(do="open", rule=name, n=N, dtype=dtype)
+    reply = own.answer()
+    reason = reply.get("skipped")
+    if reason and reason.startswith("not installed"):
+        pytest.skip(reason)
+    if dtype == "float64" and (peer in FLOAT32_ONLY or (name, peer) == ("adagrad", "optax")):
+        assert "float32" in reason
+    else:
+        assert reason is None
+        assert reply["max_ulp"] < 8
+
+
+@pytest.mark.parametrize("rule", ["gd", "sgd", "adam", "adamw", "lion", "adagrad", "rmsprop", "lamb"])
+def test_the_usual_rules_meet_every_peer_that_has_them(rule):
+    have = {
+        "torch-fused": {"gd", "sgd", "adam", "adamw", "adagrad"},
+        "torch-foreach": {"gd", "sgd", "adam", "adamw", "adagrad", "rmsprop"},
+        "deepspeed": {"adam", "adamw", "lion", "adagrad"},
+        "thinc": {"gd", "adam"},
+        "sklearn": {"gd", "sgd", "adam"},
+    }
+    assert set(CASES[rule].peers) >= {"numpy-textbook", "numpy-inplace", "numexpr", "optax"}
+    for peer, rules in have.items():
+        assert (peer in CASES[rule].peers) == (rule in rules)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -221,6 +267,7 @@ def test_run_reports_every_peer(report):
         ("lamb", "roof"),
         ("lamb", "fastgd-numba"),
         ("lamb", "fastgd-numpy"),
+        ("lamb", "numpy-inplace"),
     ]
     for row in made["rows"]:
         assert set(row) == ROW
@@ -234,7 +281,7 @@ def test_run_reports_every_peer(report):
     assert machine["threads"] == 1 and machine["cores"] >= 1 and machine["versions"]["numba"]
     assert set(machine) >= {"cpu", "simd", "threading_layer", "python", "git", "load", "load_after"}
     assert made["cases"]["sgd"]["float32_bytes"] == 20
-    assert seen[-1][1:] == (14, 14)
+    assert seen[-1][1:] == (16, 16)
 
 
 def test_report_survives_json(report, tmp_path):
@@ -285,6 +332,20 @@ def test_failing_peer_is_named_and_the_run_goes_on(monkeypatch):
     assert reply == {"skipped": "RuntimeError: no compiler"}
 
 
+def test_roof_runs_on_the_threads_that_the_step_has():
+    found = {}
+    for peer in ("roof", "fastgd-numba"):
+        own = worker.Worker(peer, 2)
+        try:
+            for n in (N, 1 << 20):  # a serial sweep first: it must not choose
+                own.ask(do="open", rule="adamw", n=n, dtype="float32")
+                found[peer, n] = own.answer()["threading_layer"]
+        finally:
+            own.stop()
+    assert found["roof", N] is None and found["fastgd-numba", N] is None
+    assert found["roof", 1 << 20] == found["fastgd-numba", 1 << 20] is not None
+
+
 def test_dead_process_is_named():
     dying = worker.Worker("roof", 1)
     try:
@@ -332,7 +393,7 @@ def test_wrong_arguments_are_refused(arguments, error, message):
 
 
 def test_regimes_sizes_and_times_in_words():
-    assert [regime(n) for n in (4096, 1 << 20, 1 << 24, 1 << 26)] == ["small", "cache", "dram", "dram"]
+    assert [by_size(n) for n in (4096, 1 << 20, 1 << 24, 1 << 26)] == ["small", "cache", "dram", "dram"]
     assert [size_text(n) for n in (1000, 4096, 1 << 20, 3 << 30)] == ["1000", "4 k", "1 M", "3 G"]
     assert [time_text(s) for s in (2.5e-6, 0.0351, 1.25)] == ["2.5 µs", "35.1 ms", "1.25 s"]
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastgd.cli.output import show_table
+from fastgd.cli.output import progress, refuse_no_folder, show_table
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _QUICK = ("4k,1M", "roof,numpy-textbook,numpy-inplace", 3)  # sizes, peers, rounds
 _FULL = ("4k,1M,64M", "all", 9)
 _RULES = "adamw,sgd"
+_THRESHOLD = 10.0  # percent
 _QUICK_CURVES = dict(epochs=10, search_epochs=5, seeds=1)
 
 
 def bench(
     context: typer.Context,
+    new: Annotated[
+        Path | None,
+        typer.Argument(metavar="[NEW.json]", help="With --compare: a report to compare, instead of measuring."),
+    ] = None,
     rules: Annotated[
         str | None,
         typer.Option(
@@ -41,9 +44,33 @@ def bench(
     rounds: Annotated[
         int | None, typer.Option(help=f"Rounds in which the peers take turns; by default {_FULL[2]}.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds, NumPy and the roof only.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Small sizes, few rounds, NumPy and the roof only; with --report all peers."),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here, as Markdown.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIRECTORY",
+            help="Measure every regime and write report.json, .md and .html here; with --quick in under two minutes.",
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD.json",
+            help="Measure the cases of a report again, or take NEW.json or --report, and show what changed.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help=f"With --compare: exit code 1 if fastgd is slower by more and than the noise; usually {_THRESHOLD:g}.",
+        ),
+    ] = None,
     curves: Annotated[
         Path | None,
         typer.Option(
@@ -57,39 +84,60 @@ def bench(
         _refuse_others(context, "curves", "rules", "quick")
         _curves(curves, rules or "all", quick)
         return
-    usual_sizes, usual_peers, usual_rounds = _QUICK if quick else _FULL
-    counts = [_size(text) for text in _split(sizes or usual_sizes)]
-    chosen = _split(peers or usual_peers)
+    if compare is None and (new is not None or threshold is not None):
+        raise typer.BadParameter(f"{'NEW.json' if new is not None else '--threshold'} needs --compare OLD.json")
+    if report is not None:
+        _refuse_others(context, "report", "rules", "threads", "peers", "rounds", "quick", "compare", "threshold")
+        refuse_no_folder("--report", report)
+    elif new is not None:
+        _refuse_others(context, "compare", "new", "threshold")
+    elif compare is not None:
+        _refuse_others(context, "compare", "threads", "rounds", "json", "markdown", "threshold")
     for path, name in ((json, "--json"), (markdown, "--markdown")):
         if path is not None and not path.absolute().parent.is_dir():
             raise typer.BadParameter(f"{name}: no directory {path.absolute().parent} to write {path.name} into")
+    share = (_THRESHOLD if threshold is None else threshold) / 100
+    if not 0 <= share < float("inf"):
+        raise typer.BadParameter(f"--threshold must be a percentage from 0, given {threshold}")
 
-    from fastgd.bench.report import write_json, write_markdown
-    from fastgd.bench.run import run
+    from fastgd.cli import bench_report as reports
 
-    with _progress() as show:
-        report = run(
-            _names(rules or _RULES),
-            counts,
-            _split(dtypes),
-            _split(backends),
-            threads,
-            None if chosen == ["all"] else chosen,
-            rounds=usual_rounds if rounds is None else rounds,
-            progress=show,
-        )
-    _show(report)
-    if json is not None:
-        write_json(report, json)
-    if markdown is not None:
-        write_markdown(report, markdown)
+    before = None if compare is None else reports.load(compare)
+    if report is not None:
+        measured = reports.measure_regimes(quick, rounds, threads, _names(rules or "all"), _names(peers or "all"))
+        reports.write(measured, report)
+    elif new is not None:
+        measured = reports.load(new)
+    elif before is not None:
+        measured = reports.measure_again(before, rounds or _FULL[2], threads)
+    else:
+        usual_sizes, usual_peers, usual_rounds = _QUICK if quick else _FULL
+        from fastgd.bench.run import run
+
+        with progress() as show:
+            measured = run(
+                _names(rules or _RULES),
+                [_size(text) for text in _split(sizes or usual_sizes)],
+                _split(dtypes),
+                _split(backends),
+                threads,
+                _names(peers or usual_peers),
+                rounds=usual_rounds if rounds is None else rounds,
+                progress=show,
+            )
+        _show(measured)
+    if json is not None or markdown is not None:
+        from fastgd.bench.report import write_json, write_markdown
+
+        for path, write in ((json, write_json), (markdown, write_markdown)):
+            if path is not None:
+                write(measured, path)
+    if before is not None and reports.show_changes(before, measured, share):
+        raise typer.Exit(1)
 
 
 def _curves(folder: Path, rules: str, quick: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise typer.BadParameter(f"--curves must be a directory, given the file {folder}")
-    if not folder.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--curves: no directory {folder.absolute().parent} to make {folder.name} in")
+    refuse_no_folder("--curves", folder)
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
@@ -98,7 +146,7 @@ def _curves(folder: Path, rules: str, quick: bool) -> None:
     from fastgd.bench.curves_page import COLUMNS, NUMBERS, table, write
     from fastgd.kernels.errors import FastGDError
 
-    with _progress() as show:
+    with progress() as show:
         report = run(_names(rules), **(_QUICK_CURVES if quick else {}), progress=show)
     show_table(COLUMNS, table(report), NUMBERS)
     folder.mkdir(exist_ok=True)
@@ -117,33 +165,8 @@ def _refuse_others(context: typer.Context, *together: str) -> None:
             raise typer.BadParameter(f"--{name} does not go with --{together[0]}")
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], object]]:
-    """Give what draws a bar when it is called first: wrong arguments, refused by what is run, are one line."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from fastgd.kernels.errors import FastGDError
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("starting")
-
-    def show(text: str, done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, description=text, completed=done, total=total)
-
-    try:
-        yield show
-    except FastGDError as error:
-        raise typer.BadParameter(str(error)) from None
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
-def _names(rules: str) -> list[str] | None:
-    return None if rules == "all" else _split(rules)
+def _names(text: str) -> list[str] | None:
+    return None if text == "all" else _split(text)
 
 
 def _split(text: str) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 
 def to_terminal() -> bool:
@@ -45,3 +47,48 @@ def show_code(text: str, language: str) -> None:
     # not the Syntax itself: it cuts long lines off, and fills them with blanks that would be copied
     coloured = Syntax("", language, theme="ansi_dark", background_color="default").highlight(text)
     Console().print(coloured, soft_wrap=True, end="")
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], object]]:
+    """Give what draws a bar when it is called first: wrong arguments, refused by what is run, are one line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("starting")
+
+    def show(text: str, done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, description=text, completed=done, total=total)
+
+    try:
+        with refusals():
+            yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn fastgd's errors into those of wrong arguments, which end the command with one line and exit code 2."""
+    import typer
+
+    from fastgd.kernels.errors import FastGDError
+
+    try:
+        yield
+    except FastGDError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def refuse_no_folder(option: str, folder: Path) -> None:
+    """Refuse a directory that cannot be made, before any work is done for it."""
+    import typer
+
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{option} must be a directory, given the file {folder}")
+    if not folder.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{option}: no directory {folder.absolute().parent} to make {folder.name} in")
