@@ -56,7 +56,7 @@ def write(report: Report, folder: Path) -> None:
     write_markdown(report, folder / "report.md")
     from fastgd.bench.page import html
 
-    (folder / "report.html").write_text(html(report))
+    (folder / "report.html").write_text(html(report), encoding="utf-8")
     for name in ("report.json", "report.md", "report.html"):
         print(f"report: {folder / name}")
 
