@@ -262,9 +262,12 @@ class HostMaker:
     ----------
     sweep
         Constructor of a sweep.
+    code_between
+        Constructor of what is computed between two sweeps.
     """
 
     sweep: Callable[..., SweepOnArrays]
+    code_between: Callable[..., Between]
 
     def __call__(  # noqa: D102  # as of Maker
         self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
@@ -272,7 +275,7 @@ class HostMaker:
         return self.sweep(sweep, sizes, rows, scalars, label)
 
     def between(self, terms: Terms, sweeps: Sequence[Any], rows: Sequence[NDArray[Any]]) -> Between:  # noqa: D102
-        return HostBetween(terms, sweeps[0], rows)
+        return self.code_between(terms, sweeps[0], rows)
 
     def matrix(self, title: str) -> None:  # noqa: D102  # as of Maker
         pass
@@ -333,14 +336,15 @@ def maker(backend: Backend, threads: int | None) -> Maker:
     if backend == "numpy":
         from fastgd.kernels.reference import NumpySweep
 
-        return HostMaker(NumpySweep)
+        return HostMaker(NumpySweep, HostBetween)
     if backend == "cupy":
         return GpuMaker(backend, import_module("fastgd.kernels.cuda_cupy"))
     if backend == "numba-cuda":
         return GpuMaker(backend, import_module("fastgd.kernels.cuda_numba"))
     from fastgd.kernels.cpu import CpuSweep
+    from fastgd.kernels.cpu_between import CpuBetween
     from fastgd.kernels.cpu_threads import available_threads, config
 
     if config.DISABLE_JIT:
         raise BackendUnavailable("backend 'numba': NUMBA_DISABLE_JIT switches its compiler off; unset it")
-    return HostMaker(partial(CpuSweep, threads=available_threads(threads)))
+    return HostMaker(partial(CpuSweep, threads=available_threads(threads)), CpuBetween)

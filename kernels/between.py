@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,32 @@ class Terms:
     group_of: NDArray[np.int64]
     summed: NDArray[np.float64]
     starts: dict[str, NDArray[np.float64]]
+
+
+class NamedStates(MutableMapping[str, NDArray[np.float64]]):
+    """Scalar states by name, each a row of an array; set in place.
+
+    Parameters
+    ----------
+    names
+        In the order of the rows.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._rows = {name: k for k, name in enumerate(names)}
+
+    def row(self, name: str) -> int:
+        """Give the row of a state."""
+        return self._rows[name]
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("scalar states are fixed by the rule")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 class HostBetween:

@@ -180,6 +180,27 @@ def kernel(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) ->
     return _KERNELS[name]
 
 
+def scalar_kernel(name: str, text: str, make: Callable[[str], FunctionType]) -> Kernel:
+    """Compiled function of a few numbers, from the cache on disk if it is there: takes the address of a control block.
+
+    Parameters
+    ----------
+    name
+        Of the kernel, without a digest.
+    text
+        All that it depends on.
+    make
+        Makes the function, given its whole name.
+    """
+    name += f"_{_digest(text, parallel=False)}"
+    if name not in _KERNELS:
+        made: Any = njit(**FLAGS)(make(name))
+        made._cache = KernelFile(name)
+        made.compile((types.int64,))
+        _KERNELS[name] = made.overloads[(types.int64,)].entry_point
+    return _KERNELS[name]
+
+
 def dispatcher(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) -> Any:
     """Numba's own view of a kernel, compiled anew: it can be asked for its LLVM and machine code."""
     return _compiled(f"{label}_{sweep.name}_{dtype.name}", sweep, dtype, parallel=parallel, cache=False)
@@ -347,6 +368,11 @@ class CpuSweep:
     def sums(self) -> NDArray[np.float64]:
         """Give the sums of the last run, float64, of shape (segments, terms)."""
         return self._sums
+
+    @property
+    def totals(self) -> NDArray[np.float64]:
+        """Array that has the sums over all segments in its first row."""
+        return self._total
 
     def total(self) -> NDArray[np.float64]:
         """Give the sums of the last run over all segments, float64, of shape (terms,)."""

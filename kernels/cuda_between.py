@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.between import Terms
-from fastgd.kernels.cuda_source import THREADS, BetweenCode, codes_between
+from fastgd.kernels.between import NamedStates, Terms
+from fastgd.kernels.between_code import BetweenCode, codes_between
+from fastgd.kernels.cuda_source import THREADS
 from fastgd.kernels.cuda_sweep import Carried, Gpu, GpuSweep
 from fastgd.kernels.language import Sweep
 
 
-class Scalars(MutableMapping[str, NDArray[np.float64]]):
-    """Scalar states on the device, by name; read and set as arrays of the host."""
+class Scalars(NamedStates):
+    """Scalar states on the device; read and set as arrays of the host."""
 
     def __init__(self, gpu: Gpu, starts: dict[str, NDArray[np.float64]]) -> None:
+        super().__init__(starts)
         self._gpu = gpu
-        self._names = list(starts)
         self.array = gpu.to_device(np.array([*starts.values()], np.float64) if starts else np.zeros((0, 1)))
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._gpu.to_host(self.array[self._names.index(name)])
+        return self._gpu.to_host(self.array[self.row(name)])
 
     def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
-        self._gpu.set_from_host(self.array[self._names.index(name)], np.ascontiguousarray(values, np.float64))
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("scalar states are fixed by the rule")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        self._gpu.set_from_host(self.array[self.row(name)], np.ascontiguousarray(values, np.float64))
 
 
 class GpuBetween:

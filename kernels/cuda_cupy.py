@@ -13,12 +13,12 @@ import cupy
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.between_code import BetweenCode
 from fastgd.kernels.cubin import closest, cubin
 from fastgd.kernels.cuda_source import (
     CARRIED,
     THREADS,
     VECTOR,
-    BetweenCode,
     between_source,
     entry,
     service_source,

@@ -17,8 +17,9 @@ import numpy as np
 from cuda.bindings import driver
 
 from fastgd.kernels import cuda_numba_source
+from fastgd.kernels.between_code import BetweenCode
 from fastgd.kernels.cuda_device import numba_cuda
-from fastgd.kernels.cuda_source import THREADS, BetweenCode
+from fastgd.kernels.cuda_source import THREADS
 from fastgd.kernels.cuda_sweep import Call
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import Sweep

@@ -24,10 +24,11 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from fastgd.kernels import cubin
+from fastgd.kernels.between_code import BetweenCode, codes_between, loop_text
 from fastgd.kernels.blocks import FIRST, HI, LANES, LO, ROW, SEGMENT
 from fastgd.kernels.cpu import FLAGS, specialise
 from fastgd.kernels.cuda_device import library, numba_cuda
-from fastgd.kernels.cuda_source import FOLDED, THREADS, VECTOR, BetweenCode, codes_between, entry
+from fastgd.kernels.cuda_source import FOLDED, THREADS, VECTOR, entry
 from fastgd.kernels.errors import ADD_NUMBA_CUDA, BackendUnavailable
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import Plan
@@ -197,18 +198,9 @@ def tile_text(sweep: Sweep, dtype: DType, width: int) -> str:
 def between_text(code: BetweenCode) -> str:
     """Text of the kernel ``_between``; see `fastgd.kernels.cuda_source.between_source`."""
     spread = ", cells, count, wide_cells, wide_count" if code.spread else ""
-    results = list(code.function.writes)
     lines = [
         f"def _between(sums, sizes, states, given, group_of, rows, n{spread}):",
-        *(f"    _kept_{x} = 0.0" for x in code.kept_once),
-        f"    r = _block() * {THREADS} + _thread()",
-        "    while r < n:",
-        f"        h = group_of[r] * {len(code.given)}",
-        f"        {', '.join(f'_r_{x}' for x in results)}, = _rule({', '.join(code.arguments)})",
-        *(f"        {target} = {value}" for target, value in code.results),
-        *(f"        rows[r * {len(code.row)} + {k}] = _T({value})" for k, value in enumerate(code.row_values)),
-        *(f"        _kept_{x} = _r_{x} if r == 0 else _kept_{x}" for x in code.kept_once),
-        f"        r += _blocks() * {THREADS}",
+        *loop_text(code, f"_block() * {THREADS} + _thread()", f"_blocks() * {THREADS}"),
     ]
     if not code.per_segment:
         lines += ["    _cuda.syncthreads()", "    if _thread() == 0:"]

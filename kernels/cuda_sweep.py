@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.between_code import BetweenCode
 from fastgd.kernels.blocks import HI, LO, SEGMENT, SUM_BLOCK, Where, block_counts, branches, tiles
-from fastgd.kernels.cuda_source import FOLDED, VECTOR, BetweenCode
+from fastgd.kernels.cuda_source import FOLDED, VECTOR
 from fastgd.kernels.language import Sweep
 
 Call = Callable[[], object]

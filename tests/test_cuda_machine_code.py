@@ -13,7 +13,8 @@ import sass
 from oracles import SETTINGS
 
 from fastgd.kernels import cubin
-from fastgd.kernels.cuda_source import VECTOR, between_source, codes_between, entry, sweep_source
+from fastgd.kernels.between_code import codes_between
+from fastgd.kernels.cuda_source import VECTOR, between_source, entry, sweep_source
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import gradient_norm, plan
 from fastgd.kernels.rules import RULES

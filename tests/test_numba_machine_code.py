@@ -14,8 +14,9 @@ from cuda_emulation import MISSING, needs_numba_cuda
 from test_cuda_machine_code import ITEMSIZES, SOUND, TAIL, Case, few_registers, moved
 
 from fastgd.kernels import cubin, cuda_numba_source
+from fastgd.kernels.between_code import codes_between
 from fastgd.kernels.cuda_numba_source import add_kernel, between_kernel, machine_code, ptx, sweep_kernel
-from fastgd.kernels.cuda_source import VECTOR, codes_between
+from fastgd.kernels.cuda_source import VECTOR
 from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.plan import plan
 from fastgd.kernels.rules import RULES
