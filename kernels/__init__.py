@@ -12,12 +12,13 @@ printed as        array expressions    typed scalar Python       CUDA C++       
 compiled by       nobody               Numba, `cpu`              NVRTC, `cubin`              its compiler and nvJitLink
 loop over memory  `reference`          `cpu`                     ``transport.cuh``           `cuda_numba_source`
 sums of sums      `blocks`             `cpu`                     ``service.cuh``             `cuda_numba_source`
-between sweeps    `between`            `between`                 `cuda_between`              `cuda_between`
+between sweeps    `between`            `cpu_between`             `cuda_between`              `cuda_between`
 launched by       a call               `cpu`, on `cpu_threads`   `cuda_sweep`, `cuda_cupy`   `cuda_sweep`, `cuda_numba`
 arrays            NumPy's              NumPy's                   `cupy_arrays`               `numba_arrays`
 ================  ===================  ========================  ==========================  ==========================
 
-The two of a GPU take the same arguments kernel by kernel (`cuda_source`), so that `cuda_sweep` and `cuda_between` know
+What code between sweeps takes and gives, and where it lies, is the same for all kernels (`between_code`). The two of a
+GPU take the same arguments kernel by kernel (`cuda_source`), so that `cuda_sweep` and `cuda_between` know
 neither CuPy nor numba-cuda. All four printers are in `printers`. Matrix rules (`matrix`) have no kernels: they are
 computed by the operators of the arrays' library (`matrix_sweep`).
 """

@@ -41,7 +41,9 @@ def _kernel(code: BetweenCode, label: str) -> Kernel:
     text = between_text(code)
 
     def make(name: str) -> FunctionType:
-        names: dict[str, Any] = {"_math": math, "_T": np.float64, "_carray": carray, "_pointer": _pointer}
+        # the module: what is loaded from a file asks for it
+        names: dict[str, Any] = {"__name__": __name__, "_math": math, "_carray": carray, "_pointer": _pointer}
+        names["_T"] = np.float64
         exec(compile(text, f"<{name}>", "exec"), names)
         names["_rule"].__qualname__ = f"{name}_rule"  # a part of the symbol: see fastgd.kernels.cpu
         rule, number = njit(**FLAGS)(names["_rule"]), np.dtype(code.dtype).type

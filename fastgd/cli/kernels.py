@@ -213,13 +213,16 @@ def _numpy(planned: Plan, dtype: DType) -> str:
 
 
 def _numba(planned: Plan, dtype: DType) -> str:
+    from fastgd.kernels.between_code import codes_between
     from fastgd.kernels.cpu import tile_text
-    from fastgd.kernels.printers import numpy_text, scalar_text
+    from fastgd.kernels.cpu_between import between_text
+    from fastgd.kernels.printers import scalar_text
 
+    between = codes_between(planned, dtype)
     return "\n\n".join(
-        f"# sweep {f.name}\n{scalar_text(f, '_rule', dtype)}\n\n{tile_text(f)}"
-        if f in planned.sweeps
-        else "# between the sweeps, by NumPy\n" + numpy_text(f, f.name, "float64")
+        f"# between the sweeps: {f.name}\n{between_text(between[f.name])}"
+        if f.name in between
+        else f"# sweep {f.name}\n{scalar_text(f, '_rule', dtype)}\n\n{tile_text(f)}"
         for f in planned.functions
     )
 
