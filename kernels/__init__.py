@@ -18,9 +18,9 @@ arrays            NumPy's              NumPy's                   `cupy_arrays`  
 ================  ===================  ========================  ==========================  ==========================
 
 What code between sweeps takes and gives, and where it lies, is the same for all kernels (`between_code`). The two of a
-GPU take the same arguments kernel by kernel (`cuda_source`), so that `cuda_sweep` and `cuda_between` know
-neither CuPy nor numba-cuda. All four printers are in `printers`. Matrix rules (`matrix`) have no kernels: they are
-computed by the operators of the arrays' library (`matrix_sweep`).
+GPU take the same arguments kernel by kernel (`cuda_source`), so that `cuda_sweep` and `cuda_between` know neither CuPy
+nor numba-cuda. All four printers are in `printers`. Matrix rules (`matrix`) have no kernels: they are computed by the
+operators of the arrays' library (`matrix_sweep`).
 """
 
 # The guard stands before the imports: they would fail less clearly.
