@@ -151,8 +151,14 @@ def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> Launch:
     )
 
 
+# The driver raises nothing. What it answers is looked up by code in C, which no Ctrl-C parts.
+_FAILED = frozenset((result,) for result in driver.CUresult if result.value)
+
+
 def run_all(launches: Sequence[Any]) -> None:
     """Call launches one behind the other on the current stream; Ctrl-C is raised behind the last and not in between.
+
+    Behind one that fails none is called.
 
     Raises
     ------
@@ -161,9 +167,9 @@ def run_all(launches: Sequence[Any]) -> None:
     """
     stream = current_stream()
     calls = [a.on(stream) if isinstance(a, Launch) else a for a in launches]
-    for answer in list(map(operator.call, calls)):
-        if isinstance(answer, tuple):
-            checked(answer)
+    failure = next(filter(_FAILED.__contains__, map(operator.call, calls)), None)
+    if failure is not None:
+        checked(failure)
 
 
 def record(before: Callable[[], object] | None, launches: Sequence[Any]) -> tuple[Graph, None]:
@@ -187,7 +193,8 @@ def record(before: Callable[[], object] | None, launches: Sequence[Any]) -> tupl
     ours = current_stream()
     stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
     try:
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        # else an array that is collected meanwhile, whose memory numba-cuda then frees, would spoil the capture
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         checked(driver.cuStreamBeginCapture(stream, mode))
         work_on(int(stream))
         try:

@@ -7,10 +7,13 @@ for the device is counted, and what is launched while a stream is captured is re
 from __future__ import annotations
 
 import ctypes
+import enum
 import math
 import sys
+import threading
 import types
 from contextlib import contextmanager
+from functools import wraps
 from itertools import count
 
 import numba
@@ -25,6 +28,8 @@ waits = []
 """What has waited for the device since the list was cleared."""
 launched = []
 """Names of the kernels launched since the list was cleared."""
+failing = []
+"""Names of the kernels whose launch fails; "graph" is that of any graph."""
 allocations_left = math.inf
 """How many more arrays the device's memory takes."""
 current_device = 0
@@ -88,6 +93,7 @@ class DeviceNDArray:
 
 def device_array(shape, dtype=np.float64, strides=None, order="C", stream=0):
     global allocations_left
+    _thread.context = True
     size = math.prod(shape) if isinstance(shape, tuple) else shape
     nbytes = size * np.dtype(dtype).itemsize
     if nbytes:
@@ -109,6 +115,7 @@ def to_device(obj, stream=0, copy=True, to=None):
 
 def from_cuda_array_interface(desc, owner=None, sync=True):
     assert not sync, "this waits for the stream"
+    _thread.context = True
     assert desc.get("strides") is None or owner is not None
     address, shape, dtype = desc["data"][0], tuple(desc["shape"]), np.dtype(desc["typestr"])
     size = math.prod(shape)
@@ -134,6 +141,7 @@ class Stream:
         self.handle = next(self.handles) if handle is None else handle
 
     def __int__(self):
+        assert self.handle, "numba-cuda warns: it gives what is no int"
         return self.handle
 
     def synchronize(self):
@@ -154,13 +162,28 @@ class _Gpus:
         return self._as_current(number)
 
 
+_thread = threading.local()
+"""Has an attribute `context` in threads that can call the driver."""
+
+
 def get_current_device():
+    _thread.context = True
     return types.SimpleNamespace(id=current_device, compute_capability=(9, 0), MULTIPROCESSOR_COUNT=PROCESSORS)
 
 
 # ---- the driver --------------------------------------------------------------------------------------------------
 
-_OK = types.SimpleNamespace(value=0, name="CUDA_SUCCESS")
+
+class CUresult(enum.IntEnum):
+    """As of the bindings, an int too."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+
+
+_OK = CUresult.CUDA_SUCCESS
 recorded = {}
 """What has been launched on the streams that are captured, by handle."""
 
@@ -178,12 +201,31 @@ def _move(to, source, size):
 
 def _refuse_capture(stream):
     if int(stream) in recorded:
-        return (types.SimpleNamespace(value=900, name="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),)
+        return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
     return None
 
 
+def _in_context(functions):
+    """Have the functions of a class fail in a thread that numba-cuda has not made ready, as the driver's do."""
+    for name, function in list(vars(functions).items()):
+        if isinstance(function, staticmethod):
+            setattr(functions, name, staticmethod(_refusing(function.__func__)))
+    return functions
+
+
+def _refusing(function):
+    @wraps(function)
+    def refusing(*arguments):
+        return function(*arguments) if hasattr(_thread, "context") else (CUresult.CUDA_ERROR_INVALID_CONTEXT,)
+
+    return refusing
+
+
+@_in_context
 class driver:
     """Functions of the driver, of which each gives a result and values."""
+
+    CUresult = CUresult
 
     class CUpointer_attribute:
         CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9
@@ -192,7 +234,7 @@ class driver:
         CU_STREAM_NON_BLOCKING = 1
 
     class CUstreamCaptureMode:
-        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+        CU_STREAM_CAPTURE_MODE_RELAXED = 2
 
     @staticmethod
     def cuMemsetD8Async(to, value, size, stream):
@@ -252,6 +294,9 @@ class driver:
         where = np.frombuffer((ctypes.c_char * (8 * size)).from_address(places), np.uint64)
         given = [ctypes.c_int64.from_address(int(place)).value for place in where]
 
+        if function.kernel.name in failing:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+
         def run():
             launched.append(function.kernel.name)
             function(x, threads, given, backwards=BACKWARDS)
@@ -290,6 +335,8 @@ class driver:
 
     @staticmethod
     def cuGraphLaunch(graph, stream):
+        if "graph" in failing:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
         graphs.append(id(graph))
         for work in graph:
             work()
@@ -371,7 +418,7 @@ def installed(monkeypatch):
     monkeypatch.setattr(backend, "_SERVING", {*backend._SERVING, "numba-cuda"})
     _forget()
     global allocations_left, current_device
-    for seen in (waits, launched, graphs):
+    for seen in (waits, launched, graphs, failing):
         seen.clear()
     recorded.clear()
     allocations_left, current_device = math.inf, 0
