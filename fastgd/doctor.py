@@ -196,9 +196,7 @@ def judge_gpu(driver: Driver | None, reason: str, compiler: str, missing: str) -
     if missing:
         return Finding("GPU", value, "warn", missing)
     if driver is None or not driver.devices:
-        return Finding(
-            "GPU", value, "note", "nothing to do for arrays of NumPy; cupy and numba-cuda need one"
-        )
+        return Finding("GPU", value, "note", "nothing to do for arrays of NumPy; cupy and numba-cuda need one")
     return Finding("GPU", value)
 
 

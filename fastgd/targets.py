@@ -110,6 +110,8 @@ class _Form:
         if dtype is not None and on_host != ours_on_host:
             there, here = ("a GPU", "the host") if ours_on_host else ("the host", "a GPU")
             raise ArrayError(f"{title} lies on {there} and the parameters on {here}: move it there")
+        if dtype is not None and self.memory == "numba" and not (is_own(value) and memory_of(value) == "numba"):
+            refuse_other_stream(value, title, array)
         if array.shape != shape:
             raise ArrayError(f"{title} must have shape {shape}, given {array.shape}")
         if dtype is not None and array.dtype != dtype:
@@ -335,7 +337,8 @@ class Targets:
         if self.memory == "numba":
             for form in self._forms:
                 for leaf in form.leaves() if not isinstance(form.given, FlatParams) else ():
-                    memo[id(leaf)] = copy_of(as_array(leaf, "params"))
+                    if is_own(leaf):
+                        memo[id(leaf)] = copy_of(leaf)
 
     def of_copies(self, copies: list[Any]) -> tuple[Any, Arrays]:
         """Give what `copies` gave as a user sees it, and its arrays."""

@@ -6,7 +6,10 @@ On a stand-in for numba-cuda whose device is the host.
 from __future__ import annotations
 
 import copy
+import pickle
 import re
+import types
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import fake_numba_cuda
@@ -43,7 +46,8 @@ def alone(cuda, monkeypatch):
 def launches_by_stream(monkeypatch):
     """Have the streams of launches and copies listed."""
     seen = []
-    enqueue, copy_there = fake_numba_cuda._enqueue, fake_numba_cuda.driver.cuMemcpyHtoDAsync
+    driver = fake_numba_cuda.driver
+    enqueue, copy_there, copy_back = fake_numba_cuda._enqueue, driver.cuMemcpyHtoDAsync, driver.cuMemcpyDtoHAsync
 
     def listed(stream, work):
         seen.append(int(stream))
@@ -53,8 +57,13 @@ def launches_by_stream(monkeypatch):
         seen.append(int(stream))
         return copy_there(to, source, size, stream)
 
+    def listed_copy_back(to, source, size, stream):
+        seen.append(int(stream))
+        return copy_back(to, source, size, stream)
+
     monkeypatch.setattr(fake_numba_cuda, "_enqueue", listed)
-    monkeypatch.setattr(fake_numba_cuda.driver, "cuMemcpyHtoDAsync", staticmethod(listed_copy))
+    monkeypatch.setattr(driver, "cuMemcpyHtoDAsync", staticmethod(listed_copy))
+    monkeypatch.setattr(driver, "cuMemcpyDtoHAsync", staticmethod(listed_copy_back))
     return seen
 
 
@@ -89,6 +98,128 @@ def test_functional_steps_are_on_the_stream_of_p(cuda, monkeypatch):
     seen = launches_by_stream(monkeypatch)
     fastgd.functional.sgd_(p, g, 2, lr=0.5)
     assert set(seen) == {stream.handle}
+
+
+def in_thread(call):
+    """Have a new thread call; give what it gave."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def test_all_can_be_called_in_any_thread(cuda):
+    """In a thread that no context of CUDA's is current in, until numba-cuda is asked for one."""
+    net = fastgd.FlatParams({"w": cuda.to_device(G)})
+    opt = fastgd.AdamW(net, max_norm=1.0)
+    opt.step()
+    state = in_thread(opt.state_dict)
+    for call in (
+        lambda: opt.load_state_dict(state),
+        lambda: opt.grad_norm,
+        lambda: net.to("numpy"),
+        lambda: net.__setitem__("w", G),
+        lambda: copy.deepcopy(opt),
+        lambda: pickle.dumps(net),
+        opt.zero_grad,
+        opt.step,
+    ):
+        in_thread(call)
+    assert opt.t == 2
+
+
+def test_all_work_of_an_optimizer_is_on_its_stream(cuda, monkeypatch):
+    """Whichever stream this thread's last step was on: another one would not wait for it."""
+    streams = cuda.stream(), cuda.stream()
+    p, q = (cuda.to_device(G, stream=stream) for stream in streams)
+    first = fastgd.AdamW(p, max_norm=1.0)
+    first.step(cuda.to_device(G))
+    seen = launches_by_stream(monkeypatch)
+    second = fastgd.Prodigy(q, max_norm=1.0, ema_decay=0.9)
+    assert set(seen) - {0} == {streams[1].handle}  # new memory is filled on 0
+    second.step(cuda.to_device(G))
+    state = second.state_dict()
+    for call in (
+        lambda: second.state_dict(),
+        lambda: second.load_state_dict(state),
+        lambda: second.grad_norm,
+        lambda: copy.deepcopy(second),
+    ):
+        first.step(cuda.to_device(G))
+        seen.clear()
+        call()
+        assert set(seen) <= {streams[1].handle, 0} and seen[-1] == streams[1].handle
+
+
+def test_a_flatparams_is_on_the_default_stream(cuda, monkeypatch):
+    stream = cuda.stream()
+    net = fastgd.FlatParams({"w": 70}, backend="numba-cuda")
+    own = fastgd.SGD(net)
+    other = fastgd.SGD(cuda.to_device(G, stream=stream))
+    seen = launches_by_stream(monkeypatch)
+    for call in (
+        lambda: net.__setitem__("w", G),
+        lambda: net.to("numpy"),
+        lambda: net.copy(),
+        lambda: copy.deepcopy(net.grad),
+        lambda: pickle.loads(pickle.dumps(net)),
+        lambda: own.zero_grad(),
+    ):
+        other.step(cuda.to_device(G))
+        seen.clear()
+        call()
+        assert set(seen) == {0}
+
+
+def test_a_stream_may_go(cuda, monkeypatch):
+    """Nothing is put on the one that this thread last worked on unless an array is on it."""
+    fastgd.SGD(cuda.to_device(G, stream=cuda.stream())).step(cuda.to_device(G))
+    seen = launches_by_stream(monkeypatch)
+    net = fastgd.FlatParams({"w": G}, backend="numba-cuda")
+    fastgd.LAMB(net, max_norm=1.0).step()
+    fastgd.functional.adamw_(*(cuda.to_device(G) for _ in range(4)), 1)
+    assert set(seen) == {0}
+
+
+def test_a_copy_from_another_stream_waits_for_it(cuda, monkeypatch):
+    stream = cuda.stream()
+    net = fastgd.FlatParams({"w": 70}, backend="numba-cuda")
+    waited = []
+    wait = fake_numba_cuda.driver.cuStreamSynchronize
+    listed = staticmethod(lambda stream: waited.append(int(stream)) or wait(stream))
+    monkeypatch.setattr(fake_numba_cuda.driver, "cuStreamSynchronize", listed)
+    net["w"] = cuda.to_device(G)
+    assert waited == []
+    net["w"] = cuda.to_device(G, stream=stream)
+    assert waited == [stream.handle, 0]
+    net.grad["w"] = cuda.to_device(np.ones((70, 2), np.float32), stream=stream)[:, 0]
+    assert waited[2:4] == [stream.handle, stream.handle]
+
+
+@pytest.mark.parametrize("handle", [0, 1])
+def test_names_of_the_default_stream(cuda, handle, monkeypatch):
+    """``cuda.default_stream()`` is an object whose number numba-cuda gives with a warning."""
+    stream = types.SimpleNamespace(handle=handle)
+    opt = fastgd.SGD(cuda.to_device(G, stream=stream))
+    seen = launches_by_stream(monkeypatch)
+    opt.step(cuda.to_device(G))
+    assert set(seen) == {0}
+
+
+@pytest.mark.parametrize("name", ["capture", "accumulate", "report", "update_hessian"])
+def test_gradients_on_another_stream_are_refused_beside_the_step_too(cuda, name, monkeypatch):
+    with gpu_of("cupy", monkeypatch) as cupy:
+        opt = fastgd.SophiaG(cuda.to_device(G, stream=cuda.stream()))
+        fastgd.SGD(cuda.to_device(G)).step(cuda.to_device(G))  # on another stream, in this thread
+        with pytest.raises(ArrayError, match=r"^grads is an array of cupy, whose current stream is 0x0, and the par"):
+            getattr(opt, name)(cupy.asarray(G))
+
+
+def test_a_copy_of_an_optimizer_holds_a_copy_of_what_is_lent(alone):
+    p = ByInterface(G.copy())
+    opt = fastgd.SGD(p, lr=1.0)
+    twin = copy.deepcopy(opt)
+    twin.step(alone.to_device(G))
+    assert type(twin.params) is ByInterface and not twin.params.array.any()
+    assert p.array.tobytes() == G.tobytes()
 
 
 def test_a_captured_stream_is_refused(cuda):
