@@ -196,6 +196,12 @@ def address(array: Any) -> int:
     return where
 
 
+def stream_of(array: Any) -> int:
+    """Give the handle of the stream on which work on an array goes; 0 for the host."""
+    stream: int = 0 if isinstance(array, np.ndarray) else _of(array).stream_of(array)
+    return stream
+
+
 def device_of(array: Any) -> int | None:
     """Give the number of the GPU on which an array lies; None for the host."""
     return None if isinstance(array, np.ndarray) else _of(array).device_of(array)

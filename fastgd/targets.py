@@ -116,7 +116,8 @@ class _Form:
             raise ArrayError(f"{title} must have shape {shape}, given {array.shape}")
         if dtype is not None and array.dtype != dtype:
             raise ArrayError(f"{title} must have the parameters' dtype {dtype}, given {array.dtype}")
-        return view(array, 0, (array.size,))
+        # an object of its own, also where it is 1-D: one given twice is found by its memory
+        return array.reshape(-1) if on_host else view(array, 0, (array.size,))
 
     @cached_property
     def memory(self) -> Memory:
@@ -283,7 +284,10 @@ class Targets:
                 found += value
             else:
                 return None
-        lent = [value for value in found if not is_own(value) or memory_of(value) != self.memory]
+        if self.memory == "numpy":
+            lent = [value for value in found if not is_own(value)]
+        else:
+            lent = [value for value in found if not is_own(value) or memory_of(value) != self.memory]
         if self.memory != "numpy" and lent and on_gpu(lent[0]):
             refuse_other_stream(lent[0], "grads", self.parameters.arrays[0])
         places = [there for there in map(place, lent) if there is not None]

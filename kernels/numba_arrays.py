@@ -187,6 +187,8 @@ def assign(array: Any, values: Any) -> None:
 
 def view(array: Any, start: int, shape: tuple[int, ...]) -> Any:
     """View of a contiguous array's elements from `start` on; numba-cuda's own reshape forgets the stream."""
+    if shape == array.shape:
+        return array.bind(array.stream)
     described = {
         "shape": shape,
         "typestr": array.dtype.str,

@@ -20,7 +20,7 @@ from test_cuda_arrays import ByDlpack, ByInterface, Tensor, torch  # noqa: F401 
 from test_layers import ROOT
 
 import fastgd
-from fastgd import backend
+from fastgd import backend, functional
 from fastgd.kernels.errors import ADD_NUMBA_CUDA, ArrayError, BackendUnavailable, FastGDError, HyperparameterError
 
 G = np.linspace(-1, 1, 70, dtype=np.float32)
@@ -220,6 +220,31 @@ def test_a_copy_of_an_optimizer_holds_a_copy_of_what_is_lent(alone):
     twin.step(alone.to_device(G))
     assert type(twin.params) is ByInterface and not twin.params.array.any()
     assert p.array.tobytes() == G.tobytes()
+
+
+def test_functional_steps_on_two_streams_share_no_memory(gpu, monkeypatch):
+    """What the one is still reading would be overwritten on the other, or not be there yet."""
+    made = []
+    build = functional._Call.__init__
+    monkeypatch.setattr(functional._Call, "__init__", lambda self, *given: made.append(self) or build(self, *given))
+    arrays = G[:61], G[:61].copy()
+    for _ in range(2):
+        if gpu.backend == "cupy":
+            with gpu.library.cuda.Stream():
+                on_stream = [gpu.asarray(a) for a in arrays]
+                fastgd.functional.sgd_(*on_stream, 1)
+                fastgd.functional.sgd_(*on_stream, 2)
+        else:
+            stream = gpu.library.stream()
+            on_stream = [gpu.library.to_device(a, stream=stream) for a in arrays]
+            fastgd.functional.sgd_(*on_stream, 1)
+            fastgd.functional.sgd_(*on_stream, 2)
+    assert len(made) == 2
+
+
+def test_functional_steps_take_arrays_of_one_stream(cuda, monkeypatch):
+    with gpu_of("cupy", monkeypatch) as cupy, pytest.raises(ArrayError, match=r"^g is an array of cupy, whose"):
+        fastgd.functional.sgd_(cuda.to_device(G, stream=cuda.stream()), cupy.asarray(G), 1)
 
 
 def test_a_captured_stream_is_refused(cuda):
