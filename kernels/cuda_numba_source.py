@@ -385,11 +385,12 @@ def machine_code(kernel: Kernel, arch: str) -> Path:
 
     Neither a GPU nor a driver is needed; see `ptx` and `fastgd.kernels.cubin.stored`.
     """
-    key = (_OWN_TEXT, kernel.name, kernel.text, repr(kernel.kinds), arch, *_versions())
+    key = (_OWN_TEXT, _CONSTANTS, kernel.name, kernel.text, repr(kernel.kinds), arch, *_versions())
     return cubin.stored(key, arch, kernel.name, lambda: _assembled(ptx(kernel, arch), arch))
 
 
 _OWN_TEXT = Path(__file__).read_text(encoding="utf-8")
+_CONSTANTS = repr((FIRST, LANES, FOLDED, THREADS, VECTOR, FLAGS))  # what the loops take from elsewhere
 
 
 @cache
