@@ -237,6 +237,10 @@ class driver:
         CU_STREAM_CAPTURE_MODE_RELAXED = 2
 
     @staticmethod
+    def cuCtxGetDevice():
+        return _OK, current_device
+
+    @staticmethod
     def cuMemsetD8Async(to, value, size, stream):
         _enqueue(stream, lambda: ctypes.memset(to, value, size))
         return (_OK,)
