@@ -19,7 +19,7 @@ from fastgd.kernels.cuda_source import FOLDED, VECTOR, BetweenCode
 from fastgd.kernels.language import Sweep
 
 Call = Callable[[], object]
-"""What may stand among launches; what it gives must have a hash."""
+"""What may stand among launches; what it gives is true only for a launch that has failed."""
 
 
 class Gpu(Protocol):

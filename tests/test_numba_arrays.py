@@ -8,11 +8,14 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import signal
 import types
 from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_void_p
 from functools import partial
 
 import fake_numba_cuda
+import gxx
 import numpy as np
 import pytest
 from conftest import gpu_of
@@ -21,6 +24,8 @@ from test_layers import ROOT
 
 import fastgd
 from fastgd import backend, functional
+from fastgd.kernels import driver
+from fastgd.kernels.driver import c_function
 from fastgd.kernels.errors import ADD_NUMBA_CUDA, ArrayError, BackendUnavailable, FastGDError, HyperparameterError
 
 G = np.linspace(-1, 1, 70, dtype=np.float32)
@@ -46,8 +51,8 @@ def alone(cuda, monkeypatch):
 def launches_by_stream(monkeypatch):
     """Have the streams of launches and copies listed."""
     seen = []
-    driver = fake_numba_cuda.driver
-    enqueue, copy_there, copy_back = fake_numba_cuda._enqueue, driver.cuMemcpyHtoDAsync, driver.cuMemcpyDtoHAsync
+    calls = fake_numba_cuda.driver
+    enqueue, copy_there, copy_back = fake_numba_cuda._enqueue, calls.cuMemcpyHtoDAsync, calls.cuMemcpyDtoHAsync
 
     def listed(stream, work):
         seen.append(int(stream))
@@ -62,8 +67,8 @@ def launches_by_stream(monkeypatch):
         return copy_back(to, source, size, stream)
 
     monkeypatch.setattr(fake_numba_cuda, "_enqueue", listed)
-    monkeypatch.setattr(driver, "cuMemcpyHtoDAsync", staticmethod(listed_copy))
-    monkeypatch.setattr(driver, "cuMemcpyDtoHAsync", staticmethod(listed_copy_back))
+    monkeypatch.setattr(calls, "cuMemcpyHtoDAsync", staticmethod(listed_copy))
+    monkeypatch.setattr(calls, "cuMemcpyDtoHAsync", staticmethod(listed_copy_back))
     return seen
 
 
@@ -292,6 +297,31 @@ def test_a_launch_that_fails_is_raised_and_marks_the_optimizer(cuda, captured):
     opt.load_state_dict(state)
     step()
     assert opt.t == 2
+
+
+def test_ctrl_c_is_raised_behind_all_launches_that_stand_together(cuda, monkeypatch):
+    """The functions are the driver's own, of which each answer of NVIDIA's bindings would run Python."""
+    code = """
+#include <signal.h>
+static int launched;
+extern "C" int cuLaunchKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *,
+                              void **, void **) { raise(SIGINT); return ++launched < 4 ? 0 : 1; }
+"""
+    from fastgd.kernels import cuda_numba
+
+    monkeypatch.setattr(driver, "_LIBRARY", str(gxx.build(code)))
+    launch = cuda_numba.Launch(c_function("cuLaunchKernel"), (c_void_p(), 1, 1, 1, 1, 1, 1, 0), (c_void_p(),) * 2)
+    runs = np.zeros((), np.int64)
+    with pytest.raises(KeyboardInterrupt):
+        cuda_numba.run_all([launch, launch, launch, partial(np.add.at, runs, (), 1)])
+    assert runs == 1
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(RuntimeError, match="says CUDA_ERROR_INVALID_VALUE"):
+            cuda_numba.run_all([launch, partial(np.add.at, runs, (), 1)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert runs == 1
 
 
 # ---- arrays that another library lends ---------------------------------------------------------------------------

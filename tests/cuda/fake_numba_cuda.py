@@ -195,6 +195,15 @@ def _enqueue(stream, work):
         work()
 
 
+_BY_HANDLE = {}
+"""Kernels and graphs."""
+
+
+def _handle(made):
+    _BY_HANDLE[id(made)] = made
+    return id(made)
+
+
 def _move(to, source, size):
     ctypes.memmove(to, source, size)
 
@@ -289,11 +298,12 @@ class driver:
     @staticmethod
     def cuModuleGetFunction(module, name):
         assert module.kernel.name == name.decode()
-        return _OK, module.emulated
+        return _OK, _handle(module.emulated)
 
     @staticmethod
-    def cuLaunchKernel(function, x, y, z, threads, ty, tz, shared, stream, places, extra):
+    def cuLaunchKernel(handle, x, y, z, threads, ty, tz, shared, stream, places, extra):
         assert (y, z, ty, tz, shared, extra) == (1, 1, 1, 1, 0, 0) and x > 0
+        function = _BY_HANDLE[handle]
         size = len(function.kernel.kinds)
         where = np.frombuffer((ctypes.c_char * (8 * size)).from_address(places), np.uint64)
         given = [ctypes.c_int64.from_address(int(place)).value for place in where]
@@ -327,7 +337,7 @@ class driver:
 
     @staticmethod
     def cuGraphInstantiate(graph, flags):
-        return _OK, list(graph)
+        return _OK, _handle(list(graph))
 
     @staticmethod
     def cuGraphDestroy(graph):
@@ -341,14 +351,26 @@ class driver:
     def cuGraphLaunch(graph, stream):
         if "graph" in failing:
             return (CUresult.CUDA_ERROR_INVALID_VALUE,)
-        graphs.append(id(graph))
-        for work in graph:
+        graphs.append(graph)
+        for work in _BY_HANDLE[graph]:
             work()
         return (_OK,)
 
 
 graphs = []
-"""Graphs launched, by identity, since the list was cleared."""
+"""Graphs launched, by handle, since the list was cleared."""
+
+
+def _c_function(name):
+    function = getattr(driver, name)
+
+    def call(*arguments):
+        values = [(a.value or 0) if isinstance(a, ctypes.c_void_p) else a for a in arguments]
+        return int(function(*values)[0])
+
+    return call
+
+
 _devices = {}
 """Devices of addresses that do not lie on the current one."""
 
@@ -404,6 +426,7 @@ def installed(monkeypatch):
     """Have fastgd find this module when it imports numba-cuda, and Numba compile its kernels for the CPU."""
     from fastgd import backend
     from fastgd.kernels import cuda_numba_source
+    from fastgd.kernels import driver as c_driver
 
     fake = module()
     bindings = types.ModuleType("cuda.bindings")
@@ -418,6 +441,7 @@ def installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
     for name in _BOUND:
         monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(c_driver, "c_function", _c_function)
     monkeypatch.setattr(cuda_numba_source, "machine_code", lambda kernel, arch: Code(kernel))
     monkeypatch.setattr(backend, "_SERVING", {*backend._SERVING, "numba-cuda"})
     _forget()
