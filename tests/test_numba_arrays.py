@@ -9,6 +9,7 @@ import copy
 import pickle
 import re
 import signal
+import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_void_p
@@ -452,6 +453,18 @@ def test_without_a_driver_the_reason_is_named(monkeypatch):
         fastgd.FlatParams({"w": 3}, backend="numba-cuda")
     monkeypatch.setattr(backend, "_version", lambda name: "0.22.0")
     with pytest.raises(BackendUnavailable, match=r"numba-cuda 0\.22\.0 is installed, and 0\.30 is the oldest"):
+        fastgd.FlatParams({"w": 3}, backend="numba-cuda")
+
+
+def test_without_a_linker_the_command_is_named(monkeypatch):
+    monkeypatch.setattr(backend, "_SERVING", set())
+    monkeypatch.setattr(backend, "_driver_refusal", lambda *given: None)
+    monkeypatch.setattr(backend.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend, "_version", lambda name: "0.30.4" if name == "numba-cuda" else "13.5")
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(
+        BackendUnavailable, match=r"^backend 'numba-cuda': .*nvJitLink, which cannot be loaded: .*; pip"
+    ):
         fastgd.FlatParams({"w": 3}, backend="numba-cuda")
 
 
