@@ -116,12 +116,7 @@ def cupy_refusal() -> tuple[str, str] | None:
         return refused
     from fastgd.kernels.cubin import nvrtc_version
 
-    try:
-        nvrtc_version()
-    except BackendUnavailable as error:
-        reason, _, remedy = str(error).partition("; ")
-        return reason, remedy
-    return None
+    return _compiler_refusal(nvrtc_version)
 
 
 def numba_cuda_refusal() -> tuple[str, str] | None:
@@ -132,7 +127,22 @@ def numba_cuda_refusal() -> tuple[str, str] | None:
     if tuple(map(int, version.split(".")[:2])) < (0, 30):
         return f"numba-cuda {version} is installed, and 0.30 is the oldest that serves", ADD_NUMBA_CUDA
     cuda = int((_version("cuda-bindings") or "13").partition(".")[0])
-    return _driver_refusal("numba-cuda", cuda, 'pip install "fastgd[cuda12]" in a new environment')
+    refused = _driver_refusal("numba-cuda", cuda, 'pip install "fastgd[cuda12]" in a new environment')
+    if refused is not None:
+        return refused
+    from fastgd.kernels.cubin import linker
+
+    return _compiler_refusal(linker)
+
+
+def _compiler_refusal(ask: Callable[[], object]) -> tuple[str, str] | None:
+    """Tell what is missing of a compiler, asked by what raises BackendUnavailable without it."""
+    try:
+        ask()
+    except BackendUnavailable as error:
+        reason, _, remedy = str(error).partition("; ")
+        return reason, remedy
+    return None
 
 
 def _driver_refusal(library: str, cuda: int, older: str) -> tuple[str, str] | None:

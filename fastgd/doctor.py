@@ -150,8 +150,7 @@ def _backends() -> list[Finding]:
 
 
 def _gpu() -> Finding:
-    from fastgd.kernels.cubin import nvrtc_version
-    from fastgd.kernels.cuda_numba_source import linker
+    from fastgd.kernels.cubin import linker, nvrtc_version
     from fastgd.kernels.driver import find
     from fastgd.kernels.errors import BackendUnavailable
 

@@ -23,6 +23,7 @@ from fastgd.memory import (
     on_gpu,
     to_host,
     view,
+    work_where,
     zeros,
 )
 
@@ -98,6 +99,7 @@ class Block(Mapping[str, Any]):
             raise ArrayError(f"{name!r} has shape {self._views[name].shape}, given {given.shape}")
         if given.dtype.kind not in "fiu":
             raise ArrayError(f"{name!r} takes real numbers, given dtype {given.dtype}")
+        work_where(self._flat)
         copy_into(self._views[name], given)
 
     def __iter__(self) -> Iterator[str]:
@@ -110,6 +112,7 @@ class Block(Mapping[str, Any]):
         return _block(self._segments, self.dtype.name, self._flat, memory_of(self._flat))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        work_where(self._flat)
         # by the block: the views, pickled one by one, would come back as arrays of their own
         return _block, (self._segments, self.dtype.name, to_host(self._flat), memory_of(self._flat))
 
@@ -191,6 +194,7 @@ class FlatParams(Block):
         """Copy parameters and gradients to the memory of another backend; of ``"auto"`` to where they are."""
         shapes = {s.name: s.shape for s in self._segments}
         moved = FlatParams(shapes, self.dtype, self.backend if backend == "auto" else backend)
+        work_where(self.flat)
         copy_into(moved.flat, self.flat)
         copy_into(moved.grad.flat, self.grad.flat)
         return moved
@@ -203,12 +207,14 @@ class FlatParams(Block):
         return self.copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        work_where(self._flat)
         shapes = {s.name: s.shape for s in self._segments}
         return _restore, (shapes, self.dtype.name, self.backend, to_host(self.flat), to_host(self.grad.flat))
 
 
 def _block(segments: tuple[Segment, ...], dtype: str, flat: Any, memory: Memory) -> Block:
     block = Block(segments, np.dtype(dtype), memory)
+    work_where(block.flat)
     copy_into(block.flat, flat)
     return block
 
@@ -217,6 +223,7 @@ def _restore(
     shapes: dict[str, tuple[int, ...]], dtype: str, backend: str, flat: NDArray[Any], grad: NDArray[Any]
 ) -> FlatParams:
     params = FlatParams(shapes, dtype, backend)
+    work_where(params.flat)
     copy_into(params.flat, flat)
     copy_into(params.grad.flat, grad)
     return params

@@ -32,7 +32,18 @@ from fastgd.kernels.plan import Plan, plan
 from fastgd.kernels.rule import Rule, state_name, step_number
 from fastgd.kernels.rules import RULES
 from fastgd.launch import Launch
-from fastgd.memory import address, as_array, backend_of, device_of, entry, memory_of, view
+from fastgd.memory import (
+    address,
+    as_array,
+    backend_of,
+    device_of,
+    entry,
+    is_own,
+    memory_of,
+    refuse_other_stream,
+    stream_of,
+    view,
+)
 from fastgd.targets import Arrays, Targets
 
 __all__ = sorted(f"{name}_" for name in RULES)
@@ -107,7 +118,7 @@ class _Form:
     def __init__(self, rule: Rule) -> None:
         self.plan = plan(rule)
         self.written = frozenset(a for sweep in self.plan.steps for a in sweep.writes)
-        self._idle: dict[tuple[int, str, str, int | None], list[_Call]] = {}
+        self._idle: dict[tuple[int, str, str, int | None, int], list[_Call]] = {}
         self._shapes: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
 
     def take(self, given: Sequence[Any], title: str) -> dict[str, NDArray[Any]]:
@@ -150,7 +161,8 @@ class _Form:
         """Launch that no other call is using, on whatever thread, and the list to which it is given back."""
         if self.plan.matrix is not None:  # it would keep the caller's memory alive
             return _Call(self, rule, first), []
-        key = first.size, first.dtype.char, memory_of(first), device_of(first)
+        # by the stream too: what another one is still reading must not be overwritten
+        key = first.size, first.dtype.char, memory_of(first), device_of(first), stream_of(first)
         if len(self._idle) > _MOST_SIZES:
             self._idle.clear()
         idle = self._idle.setdefault(key, [])
@@ -201,6 +213,9 @@ def _function(rule_class: type[Rule]) -> Callable[..., None]:
             )
         if not isinstance(arrays["p"], np.ndarray):
             entry(arrays["p"], backend_of(arrays["p"]))(name)
+            for what, value in zip(arrays, (p, g, *states), strict=True):
+                if not is_own(value) or memory_of(value) != memory_of(arrays["p"]):
+                    refuse_other_stream(value, what, arrays["p"])
         call, idle = form.borrow(rule, arrays["p"])
         call.bind(list(arrays), list(arrays.values()))
         call.prepare(0, rule, step, {"gscale": scale})

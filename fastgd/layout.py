@@ -16,7 +16,7 @@ from fastgd.health import DryRun
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.plan import plan, plan_aside
 from fastgd.kernels.rule import Rule, fallback_of, fixed
-from fastgd.memory import copy_into
+from fastgd.memory import copy_into, work_where
 from fastgd.program import Program
 from fastgd.settings import Settings
 from fastgd.state_arrays import StateArray, lay_out_states
@@ -133,7 +133,10 @@ class Layout:
         given = [{"params": params}] if single else params
         groups = [Group.of(g, terms.rule, i, terms.changes, terms.schedules) for i, g in enumerate(given)]
         rules = [group.read_first(terms.rule, i, 0) for i, group in enumerate(groups)]
-        layout = cls(terms, params, groups, rules, Targets.of(given, single), [0] * len(groups))
+        targets = Targets.of(given, single)
+        for array in targets.parameters.arrays[:1]:
+            work_where(array)  # where states are filled, before the first step reads them
+        layout = cls(terms, params, groups, rules, targets, [0] * len(groups))
         for i, values in enumerate(given):
             layout._refuse_unused(values, i)
         if layout.targets.segments and not layout._served():

@@ -154,6 +154,23 @@ def refuse_other_stream(value: Any, what: str, params: Any) -> None:
     _of(params).refuse_other_stream(value, what)
 
 
+def work_where(array: Any) -> None:
+    """Have what this thread copies go to the stream of an array; only of a library without a current one."""
+    if memory_of(array) == "numba":
+        _gpu("numba").work_where(array)
+
+
+def reach(array: Any, backend: Backend) -> Callable[[str], None]:
+    """Give what begins a call's work beside the steps, as `entry` does for these; a stream may be captured."""
+    if backend != "numba-cuda":
+        return _reach_nothing
+    return partial(_gpu("numba").reach, array, _of(array).device_of(array))
+
+
+def _reach_nothing(what: str) -> None:
+    """Begin nothing: the arrays' library finds its device and stream itself."""
+
+
 def entry(array: Any, backend: Backend) -> Callable[[str], None]:
     """Give what begins a call's work on a GPU where an array lies, on the current stream of the array's library.
 
@@ -168,7 +185,7 @@ def entry(array: Any, backend: Backend) -> Callable[[str], None]:
 
     def enter_on_stream(what: str) -> None:
         enter(what)
-        launcher.work_on(launcher.stream_of(array))
+        launcher.work_where(array)
 
     return enter_on_stream
 
@@ -177,6 +194,12 @@ def address(array: Any) -> int:
     """Address of an array's first element."""
     where: int = array.ctypes.data if isinstance(array, np.ndarray) else _of(array).address(array)
     return where
+
+
+def stream_of(array: Any) -> int:
+    """Give the handle of the stream on which work on an array goes; 0 for the host."""
+    stream: int = 0 if isinstance(array, np.ndarray) else _of(array).stream_of(array)
+    return stream
 
 
 def device_of(array: Any) -> int | None:

@@ -24,7 +24,7 @@ from fastgd.kernels.errors import ArrayError, FastGDError, HyperparameterError
 from fastgd.kernels.rule import Rule, fixed
 from fastgd.kernels.tail import gradient_norm
 from fastgd.layout import Layout, Terms
-from fastgd.memory import backend_of, copy_into, entry, is_own, refuse_other_memory, to_host
+from fastgd.memory import backend_of, copy_into, entry, is_own, reach, refuse_other_memory, to_host
 from fastgd.settings import Settings
 from fastgd.state import Expected, checked, plain
 from fastgd.targets import Arrays
@@ -167,6 +167,7 @@ class Optimizer:
         arrays = self._layout.targets.parameters.arrays
         self._gpu = self._layout.targets.memory != "numpy"
         self._begin_on_gpu = entry(arrays[0], self.backend) if self._gpu and arrays else _begin_nowhere
+        self._reach_gpu = reach(arrays[0], self.backend) if self._gpu and arrays else _begin_nowhere
         self._built_from = params, len(self._layout.groups)  # for a copy; more groups may follow
         dtype = self._layout.targets.dtype
         self._largest = float(np.finfo(dtype).max)
@@ -219,7 +220,10 @@ class Optimizer:
     def grad_norm(self) -> float | None:
         """Norm of the scaled gradient at the last step, when it was computed."""
         check = self._layout.check
-        return None if check is None else check.norm
+        if check is None:
+            return None
+        self._reach_gpu("grad_norm")
+        return check.norm
 
     @property
     def rule(self) -> Rule:
@@ -564,6 +568,8 @@ class Optimizer:
         with self._lock:
             self._settle()
             self._refuse_without("hessian", "an estimate of the Hessian")
+            if self._gpu:
+                self._begin_on_gpu("update_hessian()")
             gradients = self._layout.targets.gradients(grads, writeable=False)
             self._run_aside("hessian", gradients, self._checked_scale(scale), lambda: None)
 
@@ -682,6 +688,7 @@ class Optimizer:
                 self._layout.summed().step = 0
                 if not self._layout.targets.carries_grad:
                     return
+            self._reach_gpu("zero_grad()")
             self._clear(self._layout.targets.gradients(None, writeable=True))
 
     def _clear(self, gradients: Arrays | None) -> None:
@@ -805,6 +812,7 @@ class Optimizer:
         """
         with self._lock:
             self._settle()
+            self._reach_gpu("state_dict()")
             layout = self._layout
             groups = []
             for i, (group, rule, start) in enumerate(zip(layout.groups, layout.rules, layout.started_at, strict=True)):
@@ -838,6 +846,7 @@ class Optimizer:
             If a hyperparameter is out of range.
         """
         with self._lock:
+            self._reach_gpu("load_state_dict()")
             layout = self._layout
             launches = layout.program.launches
             expected = Expected(

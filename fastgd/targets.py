@@ -110,11 +110,14 @@ class _Form:
         if dtype is not None and on_host != ours_on_host:
             there, here = ("a GPU", "the host") if ours_on_host else ("the host", "a GPU")
             raise ArrayError(f"{title} lies on {there} and the parameters on {here}: move it there")
+        if dtype is not None and self.memory == "numba" and not (is_own(value) and memory_of(value) == "numba"):
+            refuse_other_stream(value, title, array)
         if array.shape != shape:
             raise ArrayError(f"{title} must have shape {shape}, given {array.shape}")
         if dtype is not None and array.dtype != dtype:
             raise ArrayError(f"{title} must have the parameters' dtype {dtype}, given {array.dtype}")
-        return view(array, 0, (array.size,))
+        # an object of its own, also where it is 1-D: one given twice is found by its memory
+        return array.reshape(-1) if on_host else view(array, 0, (array.size,))
 
     @cached_property
     def memory(self) -> Memory:
@@ -281,7 +284,10 @@ class Targets:
                 found += value
             else:
                 return None
-        lent = [value for value in found if not is_own(value) or memory_of(value) != self.memory]
+        if self.memory == "numpy":
+            lent = [value for value in found if not is_own(value)]
+        else:
+            lent = [value for value in found if not is_own(value) or memory_of(value) != self.memory]
         if self.memory != "numpy" and lent and on_gpu(lent[0]):
             refuse_other_stream(lent[0], "grads", self.parameters.arrays[0])
         places = [there for there in map(place, lent) if there is not None]
@@ -335,7 +341,8 @@ class Targets:
         if self.memory == "numba":
             for form in self._forms:
                 for leaf in form.leaves() if not isinstance(form.given, FlatParams) else ():
-                    memo[id(leaf)] = copy_of(as_array(leaf, "params"))
+                    if is_own(leaf):
+                        memo[id(leaf)] = copy_of(leaf)
 
     def of_copies(self, copies: list[Any]) -> tuple[Any, Arrays]:
         """Give what `copies` gave as a user sees it, and its arrays."""

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from fastgd.kernels import disk_cache
-from fastgd.kernels.errors import ADD_CUPY, BackendUnavailable
+from fastgd.kernels.errors import ADD_CUPY, ADD_NUMBA_CUDA, BackendUnavailable
 
 log = logging.getLogger("fastgd")
 
@@ -209,6 +209,26 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     if result.value:
         raise RuntimeError(f"NVRTC: {result.name}")
     return values[0] if values else None
+
+
+def linker() -> ModuleType:
+    """Give NVIDIA's linker, which makes machine code of assembly language.
+
+    Raises
+    ------
+    BackendUnavailable
+        If it is not installed.
+    """
+    try:
+        from cuda.bindings import nvjitlink
+
+        nvjitlink.version()  # loads the library
+    except (ImportError, RuntimeError) as error:  # the latter is what its search for a library raises
+        reason = str(error).splitlines()[0]
+        raise BackendUnavailable(
+            f"numba-cuda needs NVIDIA's linker nvJitLink, which cannot be loaded: {reason}; {ADD_NUMBA_CUDA}"
+        ) from None
+    return nvjitlink  # type: ignore[no-any-return]
 
 
 # ---- machine code to read ----------------------------------------------------------------------------------------

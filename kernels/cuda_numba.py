@@ -10,6 +10,7 @@ import operator
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from ctypes import c_void_p
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from fastgd.kernels.between_code import BetweenCode
 from fastgd.kernels.cuda_device import numba_cuda
 from fastgd.kernels.cuda_source import THREADS
 from fastgd.kernels.cuda_sweep import Call
+from fastgd.kernels.driver import c_function
 from fastgd.kernels.errors import HyperparameterError
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.numba_arrays import (
@@ -75,9 +77,9 @@ def sender(size: int) -> tuple[Any, Callable[[bytes], None]]:
 
 
 class Kernel(NamedTuple):
-    """A kernel, loaded, and the threads of its blocks."""
+    """A kernel, loaded, by its handle, and the threads of its blocks."""
 
-    function: Any
+    function: int
     threads: int
 
 
@@ -106,7 +108,8 @@ def _loaded(kernel: cuda_numba_source.Kernel) -> Kernel:
     if key not in _LOADED:
         code = cuda_numba_source.machine_code(kernel, arch).read_bytes()
         module = checked(driver.cuModuleLoadData(code))
-        _LOADED[key] = Kernel(checked(driver.cuModuleGetFunction(module, kernel.name.encode())), kernel.threads)
+        function = checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
+        _LOADED[key] = Kernel(int(function), kernel.threads)
     return _LOADED[key]
 
 
@@ -133,7 +136,7 @@ class Launch(NamedTuple):
     after: tuple[Any, ...] = ()
     held: Any = None
 
-    def on(self, stream: int) -> Call:
+    def on(self, stream: c_void_p) -> Call:
         """Give the call; nothing of it is Python's, so that no Ctrl-C is raised in its midst."""
         return partial(self.function, *self.before, stream, *self.after)
 
@@ -145,26 +148,31 @@ def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> Launch:
     values = np.array([a if isinstance(a, int) else address(a) for a in arguments], np.int64)
     places = np.array([values.ctypes.data + values.itemsize * k for k in range(len(values))], np.uint64)
     return Launch(
-        driver.cuLaunchKernel,
-        (kernel.function, blocks, 1, 1, kernel.threads, 1, 1, 0),
-        (places.ctypes.data, 0),
+        _LAUNCH_KERNEL,
+        (c_void_p(kernel.function), blocks, 1, 1, kernel.threads, 1, 1, 0),
+        (c_void_p(places.ctypes.data), c_void_p()),
         (values, places, arguments),
     )
 
 
+_LAUNCH_KERNEL, _LAUNCH_GRAPH = c_function("cuLaunchKernel"), c_function("cuGraphLaunch")
+
+
 def run_all(launches: Sequence[Any]) -> None:
     """Call launches one behind the other on the current stream; Ctrl-C is raised behind the last and not in between.
+
+    Behind one that fails none is called.
 
     Raises
     ------
     RuntimeError
         With what the driver says.
     """
-    stream = current_stream()
+    stream = c_void_p(current_stream())
     calls = [a.on(stream) if isinstance(a, Launch) else a for a in launches]
-    for answer in list(map(operator.call, calls)):
-        if isinstance(answer, tuple):
-            checked(answer)
+    failure = next(filter(None, map(operator.call, calls)), None)  # what does not fail gives 0 or None
+    if failure is not None:
+        checked((driver.CUresult(failure),))
 
 
 def record(before: Callable[[], object] | None, launches: Sequence[Any]) -> tuple[Graph, None]:
@@ -188,7 +196,8 @@ def record(before: Callable[[], object] | None, launches: Sequence[Any]) -> tupl
     ours = current_stream()
     stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
     try:
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        # else an array that is collected meanwhile, whose memory numba-cuda then frees, would spoil the capture
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         checked(driver.cuStreamBeginCapture(stream, mode))
         work_on(int(stream))
         try:
@@ -210,5 +219,5 @@ class Graph:
     """A recorded graph; it goes with this object."""
 
     def __init__(self, handle: Any) -> None:
-        self.launch = Launch(driver.cuGraphLaunch, (handle,))
+        self.launch = Launch(_LAUNCH_GRAPH, (c_void_p(int(handle)),))
         weakref.finalize(self, driver.cuGraphExecDestroy, handle)

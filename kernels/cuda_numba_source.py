@@ -29,7 +29,7 @@ from fastgd.kernels.blocks import FIRST, HI, LANES, LO, ROW, SEGMENT
 from fastgd.kernels.cpu import FLAGS, specialise
 from fastgd.kernels.cuda_device import library, numba_cuda
 from fastgd.kernels.cuda_source import FOLDED, THREADS, VECTOR, entry
-from fastgd.kernels.errors import ADD_NUMBA_CUDA, BackendUnavailable
+from fastgd.kernels.errors import BackendUnavailable
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.plan import Plan
 from fastgd.kernels.printers import DType, rounded_text
@@ -377,11 +377,12 @@ def machine_code(kernel: Kernel, arch: str) -> Path:
 
     Neither a GPU nor a driver is needed; see `ptx` and `fastgd.kernels.cubin.stored`.
     """
-    key = (_OWN_TEXT, kernel.name, kernel.text, repr(kernel.kinds), arch, *_versions())
+    key = (_OWN_TEXT, _CONSTANTS, kernel.name, kernel.text, repr(kernel.kinds), arch, *_versions())
     return cubin.stored(key, arch, kernel.name, lambda: _assembled(ptx(kernel, arch), arch))
 
 
 _OWN_TEXT = Path(__file__).read_text(encoding="utf-8")
+_CONSTANTS = repr((FIRST, LANES, FOLDED, THREADS, VECTOR, FLAGS))  # what the loops take from elsewhere
 
 
 @cache
@@ -396,29 +397,9 @@ def _versions() -> tuple[str, ...]:
     return tuple(found)
 
 
-def linker() -> Any:
-    """Give NVIDIA's linker, which makes machine code of assembly language.
-
-    Raises
-    ------
-    BackendUnavailable
-        If it is not installed.
-    """
-    try:
-        from cuda.bindings import nvjitlink
-
-        nvjitlink.version()  # loads the library
-    except (ImportError, RuntimeError) as error:  # the latter is what its search for a library raises
-        reason = str(error).splitlines()[0]
-        raise BackendUnavailable(
-            f"numba-cuda needs NVIDIA's linker nvJitLink, which cannot be loaded: {reason}; {ADD_NUMBA_CUDA}"
-        ) from None
-    return nvjitlink
-
-
 def _assembled(text: str, arch: str) -> bytes:
     """Machine code of an assembly text."""
-    nvjitlink = linker()
+    nvjitlink = cubin.linker()
     content = text.encode() + b"\0"
     try:
         program = nvjitlink.create(1, [f"-arch=sm_{arch}"])

@@ -20,7 +20,7 @@ from fastgd.kernels.cuda_source import FOLDED, VECTOR
 from fastgd.kernels.language import Sweep
 
 Call = Callable[[], object]
-"""What may stand among launches."""
+"""What may stand among launches; what it gives is true only for a launch that has failed."""
 
 
 class Gpu(Protocol):
@@ -143,8 +143,8 @@ class GpuSweep:
         self._bound: dict[str, Sequence[Any]] = {}
         self.summed = _Sums(gpu, sizes, len(sweep.sums), total=sweep.level == "total") if sweep.sums else None
         self._runs = np.zeros((), np.int64)
-        self.count: Call = partial(np.add, self._runs, 1, self._runs)
-        """Counts a run; it must stand behind the launches, with nothing that could part them."""
+        self.count: Call = partial(np.add.at, self._runs, (), 1)
+        """Counts a run; it must stand behind the launches, with nothing that could part them. It gives None."""
         self._before: list[Any] = []
         self._launches: list[Any] = []
         self._counted: list[Any] = []

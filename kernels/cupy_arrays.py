@@ -69,6 +69,8 @@ def assign(array: Any, values: Any) -> None:
 
 def view(array: Any, start: int, shape: tuple[int, ...]) -> Any:
     """View of a contiguous array's elements from `start` on."""
+    if shape == (array.size,):
+        return array.reshape(-1)
     return array.reshape(-1)[start : start + int(np.prod(shape))].reshape(shape)
 
 
@@ -76,6 +78,12 @@ def device_of(array: Any) -> int:
     """Tell the number of the device on which an array lies."""
     number: int = array.device.id
     return number
+
+
+def stream_of(array: Any) -> int:
+    """Handle of the stream on which CuPy puts its work now."""
+    handle: int = cupy.cuda.get_current_stream().ptr
+    return handle
 
 
 def namespace() -> Any:

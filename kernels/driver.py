@@ -7,7 +7,7 @@ use it in children that it forks.
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LIBRARY = "libcuda.so.1"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -52,6 +52,16 @@ def find() -> tuple[Driver | None, str]:
     except (OSError, AttributeError) as error:  # the latter: a library without the function
         return None, f"the NVIDIA driver does not work: {error}"
     return Driver((version.value // 1000, version.value % 1000 // 10), devices), ""
+
+
+def c_function(name: str) -> Any:
+    """Give a function of the driver's own library, which gives its error, 0 for none, as an int.
+
+    A call of it runs no Python: NVIDIA's bindings make each answer one of an enumeration's by a method in Python, in
+    which Ctrl-C may be raised when the driver has done its work. It takes numbers of 32 bits as int, and others as
+    objects of `ctypes`: to have it convert them takes as long as the call.
+    """
+    return getattr(ctypes.CDLL(_LIBRARY), name)
 
 
 def _device(library: ctypes.CDLL, number: int) -> Device:

@@ -40,18 +40,24 @@ def work_on(stream: int) -> None:
     _here.stream = stream
 
 
+def work_where(array: Any) -> None:
+    """Make the stream of an array this thread's, and the current device ready for it."""
+    _current_device()
+    work_on(stream_of(array))
+
+
 def stream_of(array: Any) -> int:
     """Handle of the stream on which an array's library would put its work now: an array of numba-cuda's has its own."""
     library = gpu_arrays.library_of(array)
-    if library == "numba":
-        return int(array.stream) if array.stream else 0
-    if library == "cupy":
+    if library == "numba":  # its own `int(stream)` warns for the default one
+        stream = array.stream.handle if array.stream else 0
+    elif library == "cupy":
         stream = sys.modules["cupy"].cuda.get_current_stream().ptr
     elif library == "torch":
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
     else:
         stream = array.__cuda_array_interface__.get("stream") or 0
-    return 0 if stream == 1 else int(stream)  # two names of the legacy default stream
+    return 0 if int(stream) == 1 else int(stream)  # two names of the legacy default stream
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
@@ -70,10 +76,16 @@ def checked(answer: tuple[Any, ...]) -> Any:
 
 def wait() -> None:
     """Wait for this thread's stream."""
-    checked(driver.cuStreamSynchronize(current_stream()))
+    _wait_for(current_stream())
+
+
+def _wait_for(stream: int) -> None:
+    checked(driver.cuStreamSynchronize(stream))
 
 
 # ---- own arrays --------------------------------------------------------------------------------------------------
+
+_DEFAULT = 0  # stream on which new memory is filled: the one that this thread last worked on may be gone
 
 
 def is_own(value: object) -> bool:
@@ -107,30 +119,35 @@ def zeros(shape: int | tuple[int, ...], dtype: Any) -> Any:
     """
     array = _empty(shape, dtype)
     if array.nbytes:
-        checked(driver.cuMemsetD8Async(address(array), 0, array.nbytes, current_stream()))
-        wait()
+        checked(driver.cuMemsetD8Async(address(array), 0, array.nbytes, _DEFAULT))
+        _wait_for(_DEFAULT)
     return array
 
 
 def to_device(array: NDArray[Any]) -> Any:
     """Copy an array of the host to the current device, and wait for that."""
     made = _empty(array.shape, array.dtype)
-    set_from_host(made, array)
+    _send(made, array, _DEFAULT)
     return made
 
 
 def set_from_host(array: Any, values: NDArray[Any]) -> None:
     """Copy values of the array's shape and dtype into it, and wait for that."""
+    _send(array, values, current_stream())
+
+
+def _send(array: Any, values: NDArray[Any], stream: int) -> None:
     values = np.ascontiguousarray(values)
     if values.nbytes:
-        checked(driver.cuMemcpyHtoDAsync(address(array), values.ctypes.data, values.nbytes, current_stream()))
-        wait()
+        checked(driver.cuMemcpyHtoDAsync(address(array), values.ctypes.data, values.nbytes, stream))
+        _wait_for(stream)
 
 
 def to_host(array: Any) -> NDArray[Any]:
     """Wait for an array, and copy it."""
     if not array.is_c_contiguous():
         spread: NDArray[Any] = array.copy_to_host(stream=array.stream)
+        _wait_for(stream_of(array))  # with a stream it may come back before the copy is there
         return spread
     copied: NDArray[Any] = np.empty(array.shape, array.dtype)
     if copied.nbytes:
@@ -140,7 +157,8 @@ def to_host(array: Any) -> NDArray[Any]:
 
 
 def copy_of(array: Any) -> Any:
-    """Copy an array on the device."""
+    """Copy an array on the device, on its stream."""
+    work_where(array)
     made = _empty(array.shape, array.dtype, array.stream)
     assign(made, array)
     return made
@@ -156,14 +174,21 @@ def assign(array: Any, values: Any) -> None:
             checked(driver.cuMemsetD8Async(address(array), 0, array.nbytes, current_stream()))
         return
     given = values if is_own(values) else _lent(values, "values")
+    theirs = stream_of(given)
+    if theirs != current_stream():
+        _wait_for(theirs)
     if (given.shape, given.dtype) != (array.shape, array.dtype) or not given.is_c_contiguous():
         set_from_host(array, np.broadcast_to(to_host(given).astype(array.dtype), array.shape))
     elif given.nbytes:
         checked(driver.cuMemcpyDtoDAsync(address(array), address(given), given.nbytes, current_stream()))
+        if theirs != current_stream():  # which may overwrite it when this returns
+            wait()
 
 
 def view(array: Any, start: int, shape: tuple[int, ...]) -> Any:
     """View of a contiguous array's elements from `start` on; numba-cuda's own reshape forgets the stream."""
+    if shape == array.shape:
+        return array.bind(array.stream)
     described = {
         "shape": shape,
         "typestr": array.dtype.str,
@@ -182,8 +207,10 @@ def device_of(array: Any) -> int:
 
 
 def _current_device() -> int:
-    number: int = cuda.get_current_device().id  # makes it ready for this thread, too
-    return number
+    result, *found = driver.cuCtxGetDevice()
+    # A new thread has none until numba-cuda is asked, which makes it ready; that takes 4 µs, too much for each step.
+    number = cuda.get_current_device().id if result.value else found[0]
+    return int(number)
 
 
 def namespace() -> Any:
@@ -250,6 +277,18 @@ def refuse_other_stream(value: Any, what: str) -> None:
         )
 
 
+def reach(array: Any, device: int, what: str) -> None:
+    """Have this thread work on an array's stream; refuse another device.
+
+    Raises
+    ------
+    ArrayError
+        If another one is current.
+    """
+    gpu_arrays.refuse_call_elsewhere(what, device, _current_device(), _inside(device))
+    work_on(stream_of(array))
+
+
 def enter(array: Any, device: int, what: str) -> None:
     """Have this thread work on an array's stream; refuse another device, or that its stream is captured.
 
@@ -258,8 +297,7 @@ def enter(array: Any, device: int, what: str) -> None:
     ArrayError, FastGDError
         If it is.
     """
-    gpu_arrays.refuse_call_elsewhere(what, device, _current_device(), _inside(device))
-    work_on(stream_of(array))
+    reach(array, device, what)
     if current_stream():  # the default one cannot be captured
         status = checked(driver.cuStreamIsCapturing(current_stream()))
         gpu_arrays.refuse_capture(what, is_capturing=status.value != 0)

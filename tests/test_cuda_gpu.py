@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from conftest import numbers, same_bits
@@ -160,6 +162,25 @@ def test_a_step_does_not_wait_for_the_device(rule, tail, how, cupy, backend, sta
     assert done.done and opt.t == 5
 
 
+@pytest.mark.parametrize("rule", ["AdamW", "LAMB"])
+def test_numbers_of_a_step_are_taken_when_it_returns(rule, cupy, backend, start, gradients):
+    """The memory of the host that they came from may be another's by the time the device reads them."""
+    expected = reference(rule, start, gradients, max_norm=1.0)
+    p, sources = cupy.asarray(start), [cupy.asarray(g) for g in gradients]
+    opt = getattr(fastgd, rule)(p, backend=backend, max_norm=1.0)
+    state = opt.state_dict()
+    opt.step(sources[0])  # what is loaded at first may wait
+    opt.load_state_dict(state)
+    p[...] = cupy.asarray(start)
+    spinner(cupy)(CYCLES)
+    for k, g in enumerate(sources):
+        opt.param_groups[0].update(hypers(k))
+        opt.step(g)
+        overwriting = [b"\xff" * size for size in range(1, 2000)]
+        del overwriting
+    assert same_bits(cupy.asnumpy(p), expected)
+
+
 def test_a_norm_is_waited_for_only_when_it_is_read(cupy, backend, start, gradients):
     p, g = cupy.asarray(start), cupy.asarray(gradients[0])
     opt = fastgd.AdamW(p, max_norm=1.0, backend=backend)
@@ -290,6 +311,39 @@ def test_arrays_of_numba_cuda_are_updated_on_their_stream(rule, cuda, start, gra
         opt.step(g)
     stream.synchronize()
     assert same_bits(p.copy_to_host(), expected)
+
+
+@pytest.mark.parametrize("rule", ["AdamW", "LAMB", "Prodigy"])
+def test_optimizers_on_two_streams_do_not_meet(rule, cuda, start, gradients):
+    """One whose stream is busy, and one that is built and stepped beside it, also by another thread."""
+    expected = reference(rule, start, gradients)
+    own = getattr(fastgd, rule)(start.copy(), backend="numpy")
+    own.step(gradients[0])
+    busy, free = cuda.stream(), cuda.stream()
+    p, q = cuda.to_device(start, stream=busy), cuda.to_device(start, stream=free)
+    sources = [cuda.to_device(g) for g in gradients]
+    g = cuda.device_array(N, np.float32, stream=busy)
+
+    @cuda.jit
+    def copied(to, source):
+        i = cuda.grid(1)
+        if i < to.size:
+            for _ in range(100_000):  # which takes long
+                to[i] = source[i]
+
+    copied[-(-N // 256), 256, busy](g, sources[0])
+    first = getattr(fastgd, rule)(p)
+    first.step(g)
+    second = getattr(fastgd, rule)(q)
+    for k, source in enumerate(sources):
+        second.param_groups[0].update(hypers(k))
+        second.step(source)
+    with ThreadPoolExecutor(1) as pool:
+        state = pool.submit(first.state_dict).result()
+    for name, values in own.state_dict()["state"].items():
+        assert same_bits(state["state"][name], values)
+    free.synchronize()
+    assert same_bits(q.copy_to_host(), expected)
 
 
 def test_flat_parameters_of_numba_cuda_go_there_and_back(cuda, start, gradients):

@@ -6,10 +6,17 @@ On a stand-in for numba-cuda whose device is the host.
 from __future__ import annotations
 
 import copy
+import pickle
 import re
+import signal
+import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_void_p
+from functools import partial
 
 import fake_numba_cuda
+import gxx
 import numpy as np
 import pytest
 from conftest import gpu_of
@@ -17,7 +24,9 @@ from test_cuda_arrays import ByDlpack, ByInterface, Tensor, torch  # noqa: F401 
 from test_layers import ROOT
 
 import fastgd
-from fastgd import backend
+from fastgd import backend, functional
+from fastgd.kernels import driver
+from fastgd.kernels.driver import c_function
 from fastgd.kernels.errors import ADD_NUMBA_CUDA, ArrayError, BackendUnavailable, FastGDError, HyperparameterError
 
 G = np.linspace(-1, 1, 70, dtype=np.float32)
@@ -43,7 +52,8 @@ def alone(cuda, monkeypatch):
 def launches_by_stream(monkeypatch):
     """Have the streams of launches and copies listed."""
     seen = []
-    enqueue, copy_there = fake_numba_cuda._enqueue, fake_numba_cuda.driver.cuMemcpyHtoDAsync
+    calls = fake_numba_cuda.driver
+    enqueue, copy_there, copy_back = fake_numba_cuda._enqueue, calls.cuMemcpyHtoDAsync, calls.cuMemcpyDtoHAsync
 
     def listed(stream, work):
         seen.append(int(stream))
@@ -53,8 +63,13 @@ def launches_by_stream(monkeypatch):
         seen.append(int(stream))
         return copy_there(to, source, size, stream)
 
+    def listed_copy_back(to, source, size, stream):
+        seen.append(int(stream))
+        return copy_back(to, source, size, stream)
+
     monkeypatch.setattr(fake_numba_cuda, "_enqueue", listed)
-    monkeypatch.setattr(fake_numba_cuda.driver, "cuMemcpyHtoDAsync", staticmethod(listed_copy))
+    monkeypatch.setattr(calls, "cuMemcpyHtoDAsync", staticmethod(listed_copy))
+    monkeypatch.setattr(calls, "cuMemcpyDtoHAsync", staticmethod(listed_copy_back))
     return seen
 
 
@@ -91,6 +106,153 @@ def test_functional_steps_are_on_the_stream_of_p(cuda, monkeypatch):
     assert set(seen) == {stream.handle}
 
 
+def in_thread(call):
+    """Have a new thread call; give what it gave."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def test_all_can_be_called_in_any_thread(cuda):
+    """In a thread that no context of CUDA's is current in, until numba-cuda is asked for one."""
+    net = fastgd.FlatParams({"w": cuda.to_device(G)})
+    opt = fastgd.AdamW(net, max_norm=1.0)
+    opt.step()
+    state = in_thread(opt.state_dict)
+    for call in (
+        lambda: opt.load_state_dict(state),
+        lambda: opt.grad_norm,
+        lambda: net.to("numpy"),
+        lambda: net.__setitem__("w", G),
+        lambda: copy.deepcopy(opt),
+        lambda: pickle.dumps(net),
+        opt.zero_grad,
+        opt.step,
+    ):
+        in_thread(call)
+    assert opt.t == 2
+
+
+def test_all_work_of_an_optimizer_is_on_its_stream(cuda, monkeypatch):
+    """Whichever stream this thread's last step was on: another one would not wait for it."""
+    streams = cuda.stream(), cuda.stream()
+    p, q = (cuda.to_device(G, stream=stream) for stream in streams)
+    first = fastgd.AdamW(p, max_norm=1.0)
+    first.step(cuda.to_device(G))
+    seen = launches_by_stream(monkeypatch)
+    second = fastgd.Prodigy(q, max_norm=1.0, ema_decay=0.9)
+    assert set(seen) - {0} == {streams[1].handle}  # new memory is filled on 0
+    second.step(cuda.to_device(G))
+    state = second.state_dict()
+    for call in (
+        lambda: second.state_dict(),
+        lambda: second.load_state_dict(state),
+        lambda: second.grad_norm,
+        lambda: copy.deepcopy(second),
+    ):
+        first.step(cuda.to_device(G))
+        seen.clear()
+        call()
+        assert set(seen) <= {streams[1].handle, 0} and seen[-1] == streams[1].handle
+
+
+def test_a_flatparams_is_on_the_default_stream(cuda, monkeypatch):
+    stream = cuda.stream()
+    net = fastgd.FlatParams({"w": 70}, backend="numba-cuda")
+    own = fastgd.SGD(net)
+    other = fastgd.SGD(cuda.to_device(G, stream=stream))
+    seen = launches_by_stream(monkeypatch)
+    for call in (
+        lambda: net.__setitem__("w", G),
+        lambda: net.to("numpy"),
+        lambda: net.copy(),
+        lambda: copy.deepcopy(net.grad),
+        lambda: pickle.loads(pickle.dumps(net)),
+        lambda: own.zero_grad(),
+    ):
+        other.step(cuda.to_device(G))
+        seen.clear()
+        call()
+        assert set(seen) == {0}
+
+
+def test_a_stream_may_go(cuda, monkeypatch):
+    """Nothing is put on the one that this thread last worked on unless an array is on it."""
+    fastgd.SGD(cuda.to_device(G, stream=cuda.stream())).step(cuda.to_device(G))
+    seen = launches_by_stream(monkeypatch)
+    net = fastgd.FlatParams({"w": G}, backend="numba-cuda")
+    fastgd.LAMB(net, max_norm=1.0).step()
+    fastgd.functional.adamw_(*(cuda.to_device(G) for _ in range(4)), 1)
+    assert set(seen) == {0}
+
+
+def test_a_copy_from_another_stream_waits_for_it(cuda, monkeypatch):
+    stream = cuda.stream()
+    net = fastgd.FlatParams({"w": 70}, backend="numba-cuda")
+    waited = []
+    wait = fake_numba_cuda.driver.cuStreamSynchronize
+    listed = staticmethod(lambda stream: waited.append(int(stream)) or wait(stream))
+    monkeypatch.setattr(fake_numba_cuda.driver, "cuStreamSynchronize", listed)
+    net["w"] = cuda.to_device(G)
+    assert waited == []
+    net["w"] = cuda.to_device(G, stream=stream)
+    assert waited == [stream.handle, 0]
+    net.grad["w"] = cuda.to_device(np.ones((70, 2), np.float32), stream=stream)[:, 0]
+    assert waited[2:4] == [stream.handle, stream.handle]
+
+
+@pytest.mark.parametrize("handle", [0, 1])
+def test_names_of_the_default_stream(cuda, handle, monkeypatch):
+    """``cuda.default_stream()`` is an object whose number numba-cuda gives with a warning."""
+    stream = types.SimpleNamespace(handle=handle)
+    opt = fastgd.SGD(cuda.to_device(G, stream=stream))
+    seen = launches_by_stream(monkeypatch)
+    opt.step(cuda.to_device(G))
+    assert set(seen) == {0}
+
+
+@pytest.mark.parametrize("name", ["capture", "accumulate", "report", "update_hessian"])
+def test_gradients_on_another_stream_are_refused_beside_the_step_too(cuda, name, monkeypatch):
+    with gpu_of("cupy", monkeypatch) as cupy:
+        opt = fastgd.SophiaG(cuda.to_device(G, stream=cuda.stream()))
+        fastgd.SGD(cuda.to_device(G)).step(cuda.to_device(G))  # on another stream, in this thread
+        with pytest.raises(ArrayError, match=r"^grads is an array of cupy, whose current stream is 0x0, and the par"):
+            getattr(opt, name)(cupy.asarray(G))
+
+
+def test_a_copy_of_an_optimizer_holds_a_copy_of_what_is_lent(alone):
+    p = ByInterface(G.copy())
+    opt = fastgd.SGD(p, lr=1.0)
+    twin = copy.deepcopy(opt)
+    twin.step(alone.to_device(G))
+    assert type(twin.params) is ByInterface and not twin.params.array.any()
+    assert p.array.tobytes() == G.tobytes()
+
+
+def test_functional_steps_on_two_streams_share_no_memory(gpu, monkeypatch):
+    """What the one is still reading would be overwritten on the other, or not be there yet."""
+    made = []
+    build = functional._Call.__init__
+    monkeypatch.setattr(functional._Call, "__init__", lambda self, *given: made.append(self) or build(self, *given))
+    arrays = G[:61], G[:61].copy()
+    for _ in range(2):
+        if gpu.backend == "cupy":
+            with gpu.library.cuda.Stream():
+                on_stream = [gpu.asarray(a) for a in arrays]
+                fastgd.functional.sgd_(*on_stream, 1)
+                fastgd.functional.sgd_(*on_stream, 2)
+        else:
+            stream = gpu.library.stream()
+            on_stream = [gpu.library.to_device(a, stream=stream) for a in arrays]
+            fastgd.functional.sgd_(*on_stream, 1)
+            fastgd.functional.sgd_(*on_stream, 2)
+    assert len(made) == 2
+
+
+def test_functional_steps_take_arrays_of_one_stream(cuda, monkeypatch):
+    with gpu_of("cupy", monkeypatch) as cupy, pytest.raises(ArrayError, match=r"^g is an array of cupy, whose"):
+        fastgd.functional.sgd_(cuda.to_device(G, stream=cuda.stream()), cupy.asarray(G), 1)
+
+
 def test_a_captured_stream_is_refused(cuda):
     stream = cuda.stream()
     p, g = cuda.to_device(G, stream=stream), cuda.to_device(G)
@@ -115,22 +277,52 @@ def test_what_would_launch_elsewhere_is_no_part_of_a_captured_step(cuda):
     assert opt.t == 1
 
 
-def test_a_launch_that_fails_is_raised_and_marks_the_optimizer(cuda, monkeypatch):
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_launch_that_fails_is_raised_and_marks_the_optimizer(cuda, captured):
+    """Nothing is launched behind it, and the step does not count."""
     p, g = cuda.to_device(G), cuda.to_device(G)
-    opt = fastgd.SGD(p)
-    opt.step(g)
-    failure = (types.SimpleNamespace(value=1, name="CUDA_ERROR_INVALID_VALUE"),)
+    opt = fastgd.LAMB(p)
+    step = opt.capture(g).replay if captured else partial(opt.step, g)
+    step()
     state = opt.state_dict()
-    with monkeypatch.context() as patched:
-        run = opt._layout.program.launches[0].sweeps[0]._launches[0]
-        broken = run._replace(function=lambda *a: failure)
-        patched.setattr(opt._layout.program.launches[0].sweeps[0], "_counted", [broken])
-        with pytest.raises(RuntimeError, match=r"^the NVIDIA driver says CUDA_ERROR_INVALID_VALUE$"):
-            opt.step(g)
+    # behind the launches of one step: where the graph stands, else the second of them
+    fake_numba_cuda.failing[:] = ["graph" if captured else "fgd_add"]
+    fake_numba_cuda.launched.clear()
+    with pytest.raises(RuntimeError, match=r"^the NVIDIA driver says CUDA_ERROR_INVALID_VALUE$"):
+        step()
+    assert not any("update" in name for name in fake_numba_cuda.launched)
+    fake_numba_cuda.failing.clear()
+    assert opt.t == 1
     with pytest.raises(FastGDError, match="load_state_dict"):
-        opt.step(g)
+        step()
     opt.load_state_dict(state)
-    opt.step(g)
+    step()
+    assert opt.t == 2
+
+
+def test_ctrl_c_is_raised_behind_all_launches_that_stand_together(cuda, monkeypatch):
+    """The functions are the driver's own, of which each answer of NVIDIA's bindings would run Python."""
+    code = """
+#include <signal.h>
+static int launched;
+extern "C" int cuLaunchKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *,
+                              void **, void **) { raise(SIGINT); return ++launched < 4 ? 0 : 1; }
+"""
+    from fastgd.kernels import cuda_numba
+
+    monkeypatch.setattr(driver, "_LIBRARY", str(gxx.build(code)))
+    launch = cuda_numba.Launch(c_function("cuLaunchKernel"), (c_void_p(), 1, 1, 1, 1, 1, 1, 0), (c_void_p(),) * 2)
+    runs = np.zeros((), np.int64)
+    with pytest.raises(KeyboardInterrupt):
+        cuda_numba.run_all([launch, launch, launch, partial(np.add.at, runs, (), 1)])
+    assert runs == 1
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(RuntimeError, match="says CUDA_ERROR_INVALID_VALUE"):
+            cuda_numba.run_all([launch, partial(np.add.at, runs, (), 1)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert runs == 1
 
 
 # ---- arrays that another library lends ---------------------------------------------------------------------------
@@ -261,6 +453,18 @@ def test_without_a_driver_the_reason_is_named(monkeypatch):
         fastgd.FlatParams({"w": 3}, backend="numba-cuda")
     monkeypatch.setattr(backend, "_version", lambda name: "0.22.0")
     with pytest.raises(BackendUnavailable, match=r"numba-cuda 0\.22\.0 is installed, and 0\.30 is the oldest"):
+        fastgd.FlatParams({"w": 3}, backend="numba-cuda")
+
+
+def test_without_a_linker_the_command_is_named(monkeypatch):
+    monkeypatch.setattr(backend, "_SERVING", set())
+    monkeypatch.setattr(backend, "_driver_refusal", lambda *given: None)
+    monkeypatch.setattr(backend.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend, "_version", lambda name: "0.30.4" if name == "numba-cuda" else "13.5")
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(
+        BackendUnavailable, match=r"^backend 'numba-cuda': .*nvJitLink, which cannot be loaded: .*; pip"
+    ):
         fastgd.FlatParams({"w": 3}, backend="numba-cuda")
 
 

@@ -7,10 +7,13 @@ for the device is counted, and what is launched while a stream is captured is re
 from __future__ import annotations
 
 import ctypes
+import enum
 import math
 import sys
+import threading
 import types
 from contextlib import contextmanager
+from functools import wraps
 from itertools import count
 
 import numba
@@ -25,6 +28,8 @@ waits = []
 """What has waited for the device since the list was cleared."""
 launched = []
 """Names of the kernels launched since the list was cleared."""
+failing = []
+"""Names of the kernels whose launch fails; "graph" is that of any graph."""
 allocations_left = math.inf
 """How many more arrays the device's memory takes."""
 current_device = 0
@@ -88,6 +93,7 @@ class DeviceNDArray:
 
 def device_array(shape, dtype=np.float64, strides=None, order="C", stream=0):
     global allocations_left
+    _thread.context = True
     size = math.prod(shape) if isinstance(shape, tuple) else shape
     nbytes = size * np.dtype(dtype).itemsize
     if nbytes:
@@ -109,6 +115,7 @@ def to_device(obj, stream=0, copy=True, to=None):
 
 def from_cuda_array_interface(desc, owner=None, sync=True):
     assert not sync, "this waits for the stream"
+    _thread.context = True
     assert desc.get("strides") is None or owner is not None
     address, shape, dtype = desc["data"][0], tuple(desc["shape"]), np.dtype(desc["typestr"])
     size = math.prod(shape)
@@ -134,6 +141,7 @@ class Stream:
         self.handle = next(self.handles) if handle is None else handle
 
     def __int__(self):
+        assert self.handle, "numba-cuda warns: it gives what is no int"
         return self.handle
 
     def synchronize(self):
@@ -154,13 +162,28 @@ class _Gpus:
         return self._as_current(number)
 
 
+_thread = threading.local()
+"""Has an attribute `context` in threads that can call the driver."""
+
+
 def get_current_device():
+    _thread.context = True
     return types.SimpleNamespace(id=current_device, compute_capability=(9, 0), MULTIPROCESSOR_COUNT=PROCESSORS)
 
 
 # ---- the driver --------------------------------------------------------------------------------------------------
 
-_OK = types.SimpleNamespace(value=0, name="CUDA_SUCCESS")
+
+class CUresult(enum.IntEnum):
+    """As of the bindings, an int too."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+
+
+_OK = CUresult.CUDA_SUCCESS
 recorded = {}
 """What has been launched on the streams that are captured, by handle."""
 
@@ -172,18 +195,46 @@ def _enqueue(stream, work):
         work()
 
 
+_BY_HANDLE = {}
+"""Kernels and graphs."""
+
+
+def _handle(made):
+    _BY_HANDLE[id(made)] = made
+    return id(made)
+
+
 def _move(to, source, size):
     ctypes.memmove(to, source, size)
 
 
 def _refuse_capture(stream):
     if int(stream) in recorded:
-        return (types.SimpleNamespace(value=900, name="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),)
+        return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
     return None
 
 
+def _in_context(functions):
+    """Have the functions of a class fail in a thread that numba-cuda has not made ready, as the driver's do."""
+    for name, function in list(vars(functions).items()):
+        if isinstance(function, staticmethod):
+            setattr(functions, name, staticmethod(_refusing(function.__func__)))
+    return functions
+
+
+def _refusing(function):
+    @wraps(function)
+    def refusing(*arguments):
+        return function(*arguments) if hasattr(_thread, "context") else (CUresult.CUDA_ERROR_INVALID_CONTEXT,)
+
+    return refusing
+
+
+@_in_context
 class driver:
     """Functions of the driver, of which each gives a result and values."""
+
+    CUresult = CUresult
 
     class CUpointer_attribute:
         CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9
@@ -192,7 +243,11 @@ class driver:
         CU_STREAM_NON_BLOCKING = 1
 
     class CUstreamCaptureMode:
-        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+        CU_STREAM_CAPTURE_MODE_RELAXED = 2
+
+    @staticmethod
+    def cuCtxGetDevice():
+        return _OK, current_device
 
     @staticmethod
     def cuMemsetD8Async(to, value, size, stream):
@@ -243,14 +298,18 @@ class driver:
     @staticmethod
     def cuModuleGetFunction(module, name):
         assert module.kernel.name == name.decode()
-        return _OK, module.emulated
+        return _OK, _handle(module.emulated)
 
     @staticmethod
-    def cuLaunchKernel(function, x, y, z, threads, ty, tz, shared, stream, places, extra):
+    def cuLaunchKernel(handle, x, y, z, threads, ty, tz, shared, stream, places, extra):
         assert (y, z, ty, tz, shared, extra) == (1, 1, 1, 1, 0, 0) and x > 0
+        function = _BY_HANDLE[handle]
         size = len(function.kernel.kinds)
         where = np.frombuffer((ctypes.c_char * (8 * size)).from_address(places), np.uint64)
         given = [ctypes.c_int64.from_address(int(place)).value for place in where]
+
+        if function.kernel.name in failing:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
 
         def run():
             launched.append(function.kernel.name)
@@ -278,7 +337,7 @@ class driver:
 
     @staticmethod
     def cuGraphInstantiate(graph, flags):
-        return _OK, list(graph)
+        return _OK, _handle(list(graph))
 
     @staticmethod
     def cuGraphDestroy(graph):
@@ -290,14 +349,28 @@ class driver:
 
     @staticmethod
     def cuGraphLaunch(graph, stream):
-        graphs.append(id(graph))
-        for work in graph:
+        if "graph" in failing:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        graphs.append(graph)
+        for work in _BY_HANDLE[graph]:
             work()
         return (_OK,)
 
 
 graphs = []
-"""Graphs launched, by identity, since the list was cleared."""
+"""Graphs launched, by handle, since the list was cleared."""
+
+
+def _c_function(name):
+    function = getattr(driver, name)
+
+    def call(*arguments):
+        values = [(a.value or 0) if isinstance(a, ctypes.c_void_p) else a for a in arguments]
+        return int(function(*values)[0])
+
+    return call
+
+
 _devices = {}
 """Devices of addresses that do not lie on the current one."""
 
@@ -353,6 +426,7 @@ def installed(monkeypatch):
     """Have fastgd find this module when it imports numba-cuda, and Numba compile its kernels for the CPU."""
     from fastgd import backend
     from fastgd.kernels import cuda_numba_source
+    from fastgd.kernels import driver as c_driver
 
     fake = module()
     bindings = types.ModuleType("cuda.bindings")
@@ -367,11 +441,12 @@ def installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
     for name in _BOUND:
         monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(c_driver, "c_function", _c_function)
     monkeypatch.setattr(cuda_numba_source, "machine_code", lambda kernel, arch: Code(kernel))
     monkeypatch.setattr(backend, "_SERVING", {*backend._SERVING, "numba-cuda"})
     _forget()
     global allocations_left, current_device
-    for seen in (waits, launched, graphs):
+    for seen in (waits, launched, graphs, failing):
         seen.clear()
     recorded.clear()
     allocations_left, current_device = math.inf, 0
