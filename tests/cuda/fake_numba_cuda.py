@@ -22,8 +22,6 @@ import numpy as np
 
 BACKWARDS = False  # in which order threads and blocks take their turns
 PROCESSORS = 3
-SENT = "copy"
-"""What numbers of the host are sent by, among what is launched."""
 waits = []
 """What has waited for the device since the list was cleared."""
 launched = []
@@ -257,7 +255,6 @@ class driver:
     @staticmethod
     def cuMemcpyHtoDAsync(to, source, size, stream):
         content = ctypes.string_at(source, size) if isinstance(source, int) else bytes(source)[:size]
-        launched.append(SENT)
         refused = _refuse_capture(stream)
         if refused is None:
             _move(to, content, size)
