@@ -13,7 +13,6 @@ Report = dict[str, Any]
 OWN, ROOF = "fastgd-numba", "roof"
 BY_SIZE = ("small", "cache", "dram")
 """Regimes that follow from the number of elements alone."""
-"""The regime of first steps of new processes: their time says nothing of bandwidth."""
 LEVEL = 0.02
 """Times closer than this are level: less is within the noise of a quiet machine."""
 

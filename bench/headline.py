@@ -9,7 +9,8 @@ from typing import Any
 
 from fastgd.bench import plots, web
 from fastgd.bench.cases import GPT2
-from fastgd.bench.comparison import BY_SIZE, COLD, OWN, ROOF, Case, cases, elements
+from fastgd.bench.cold import COLD
+from fastgd.bench.comparison import BY_SIZE, OWN, ROOF, Case, cases, elements
 from fastgd.bench.peers import PEERS
 from fastgd.bench.report import error_text, machine_line, table, time_text
 

@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from fastgd.bench import plots, web
-from fastgd.bench.comparison import BY_SIZE, COLD, LEVEL, OWN, ROOF, Case, cases, elements
+from fastgd.bench.cold import COLD
+from fastgd.bench.comparison import BY_SIZE, LEVEL, OWN, ROOF, Case, cases, elements
 from fastgd.bench.report import COLUMNS, machine_line, tables, time_text
 from fastgd.bench.web import Cell
 
