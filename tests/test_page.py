@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from fastgd.bench import plots
-from fastgd.bench.comparison import COLD, OWN, ROOF, cases
+from fastgd.bench.cold import COLD
+from fastgd.bench.comparison import OWN, ROOF, cases
 from fastgd.bench.page import html
 from fastgd.bench.plots import Axis
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import gxx
@@ -125,7 +126,8 @@ NAMES = {
     "_blocks": _external("fgd_blocks"),
 }
 
-_DIGEST = hashlib.sha256(open(cuda_numba_source.__file__, "rb").read() + open(__file__, "rb").read()).hexdigest()
+_SOURCES = Path(cuda_numba_source.__file__).read_bytes() + Path(__file__).read_bytes()
+_DIGEST = hashlib.sha256(_SOURCES).hexdigest()
 
 
 class Emulated:
