@@ -135,15 +135,15 @@ class _Form:
             raise ArrayError(
                 f"{title} with these options takes {', '.join(shapes)} and t: {len(shapes)} arrays, given {len(given)}"
             )
-        whose = memory_of(first)
+        memory = memory_of(first)
         arrays = {
-            n: as_array(x, n, writeable=n in self.written, memory=whose) for n, x in zip(shapes, given, strict=True)
+            n: as_array(x, n, writeable=n in self.written, memory=memory) for n, x in zip(shapes, given, strict=True)
         }
         for name, array in arrays.items():
             if array.shape != shapes[name]:
                 whose = "the shape of p, " if shapes[name] == first.shape else "shape "
                 raise ArrayError(f"{name} must have {whose}{shapes[name]}, given {array.shape}")
-            if memory_of(array) != whose:
+            if memory_of(array) != memory:
                 raise ArrayError(f"{name} must lie in the memory of p, one of both is on a GPU: move it")
             if array.dtype != first.dtype:
                 raise ArrayError(f"{name} must have the dtype of p, {first.dtype}, given {array.dtype}")
