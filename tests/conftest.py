@@ -73,7 +73,8 @@ def gpu_of(backend, monkeypatch):
     Gpu.now = before
 
 
-@pytest.fixture(params=STAND_INS)
+# Numba takes half a second for each kernel that it compiles for the CPU: with it, the suite is one of the slow tests.
+@pytest.fixture(params=["cupy", pytest.param("numba-cuda", marks=pytest.mark.slow)])
 def gpu(request, monkeypatch):
     """Both libraries of a GPU's arrays, one behind the other."""
     with gpu_of(request.param, monkeypatch) as found:
