@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastgd.backend import Backend, lender_backend, refuse_missing
 from fastgd.kernels.errors import ArrayError, BackendUnavailable
+from fastgd.kernels.gpu_arrays import library_of
 
 ALIGNMENT = 64
 """Bytes to which a block is aligned, and elements to which a segment's start is."""
@@ -36,11 +37,7 @@ def memory_of(array: Any) -> Memory:
     """Tell whose an array is, of those that `is_own` knows."""
     if isinstance(array, np.ndarray):
         return "numpy"
-    return "numba" if _library(array) == "numba" else "cupy"
-
-
-def _library(value: object) -> str:
-    return type(value).__module__.partition(".")[0]
+    return "numba" if library_of(array) == "numba" else "cupy"
 
 
 @cache
@@ -83,7 +80,7 @@ def backend_of(params: Any) -> Backend:
     array = _on_gpu_in(params)
     if array is None:
         return "numba"
-    library = _library(array)
+    library = library_of(array)
     if library == "numba":
         return "numba-cuda"
     return "cupy" if library == "cupy" else lender_backend()
@@ -106,9 +103,9 @@ def refuse_other_memory(backend: str, params: Any) -> None:
         ways = f"copies on a GPU, as of params.to({backend!r}) and {copy}"
     elif backend in ("numpy", "numba"):
         where = "on a GPU"
-        copy = "x.copy_to_host()" if _library(array) == "numba" else "x.get()"
+        copy = "x.copy_to_host()" if library_of(array) == "numba" else "x.get()"
         ways = f"copies on the host, as of params.to('numpy') and {copy}"
-    elif backend == "cupy" and _library(array) == "numba":
+    elif backend == "cupy" and library_of(array) == "numba":
         where = "of numba-cuda"
         ways = "cupy.asarray(x), which shares their memory"
     else:
@@ -120,9 +117,9 @@ def refuse_other_memory(backend: str, params: Any) -> None:
 
 def is_own(value: object) -> bool:
     """Whether an array is NumPy's, CuPy's or numba-cuda's, whose memory stays its own, and none that is lent."""
-    if isinstance(value, np.ndarray) or _library(value) == "cupy":
+    if isinstance(value, np.ndarray) or library_of(value) == "cupy":
         return True
-    return _library(value) == "numba" and hasattr(value, "__cuda_ndarray__")
+    return library_of(value) == "numba" and hasattr(value, "__cuda_ndarray__")
 
 
 def place(value: Any) -> tuple[Any, ...] | None:

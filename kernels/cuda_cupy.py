@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
-from numpy.typing import NDArray
 
 from fastgd.kernels.between_code import BetweenCode
 from fastgd.kernels.cubin import closest, cubin
@@ -25,32 +24,28 @@ from fastgd.kernels.cuda_source import (
     sweep_source,
 )
 from fastgd.kernels.cuda_sweep import Call
+from fastgd.kernels.cupy_arrays import address, set_from_host, to_device, to_host, zeros
 from fastgd.kernels.language import Sweep
 from fastgd.kernels.printers import DType
+
+__all__ = [
+    "add_kernel",
+    "address",
+    "between_kernel",
+    "launch",
+    "record",
+    "run_all",
+    "sender",
+    "set_from_host",
+    "sweep_kernels",
+    "to_device",
+    "to_host",
+    "zeros",
+]
 
 BLOCKS_PER_PROCESSOR = 16  # more than run at once, so that none waits long for the last
 
 # ---- memory ------------------------------------------------------------------------------------------------------
-
-zeros = cupy.zeros
-to_device = cupy.asarray
-
-
-def to_host(array: Any) -> NDArray[Any]:
-    """Wait for an array, and copy it."""
-    copied: NDArray[Any] = array.get()
-    return copied
-
-
-def set_from_host(array: Any, values: NDArray[Any]) -> None:
-    """Copy values of the array's shape and dtype into it."""
-    array.set(values)
-
-
-def address(array: Any) -> int:
-    """Address of an array's first element."""
-    where: int = array.data.ptr
-    return where
 
 
 def sender(size: int) -> tuple[Any, Callable[[bytes], None]]:
