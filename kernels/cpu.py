@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -59,6 +59,40 @@ def _typed(context, address, scalar):  # type: ignore[no-untyped-def]
 _pointer: Any = _typed  # Numba's decorator does not say that the context is not given
 
 
+@cache
+def _stream(k: int, count: int) -> tuple[Any, Any]:
+    """Make the functions that load and store an element of the k-th of so many arrays that share no memory.
+
+    LLVM is told so and need not ask at every loop whether they overlap. Of these loops the ones with sums are short.
+    """
+
+    def mark(builder: Any, instruction: Any) -> Any:
+        add = builder.module.add_metadata
+        domain = add(["fastgd"])
+        scopes = [add([f"fastgd {j} of {count}", domain]) for j in range(count)]
+        instruction.set_metadata("alias.scope", add([scopes[k]]))
+        if count > 1:
+            instruction.set_metadata("noalias", add([scope for j, scope in enumerate(scopes) if j != k]))
+        return instruction
+
+    @intrinsic
+    def load(context, pointer, index):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return mark(builder, builder.load(builder.gep(arguments[0], [arguments[1]])))
+
+        return pointer.dtype(pointer, index), generate
+
+    @intrinsic
+    def store(context, pointer, index, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            mark(builder, builder.store(arguments[2], builder.gep(arguments[0], [arguments[1]])))
+            return context.get_dummy_value()
+
+        return types.void(pointer, index, pointer.dtype), generate
+
+    return load, store
+
+
 def _sweep(control):  # type: ignore[no-untyped-def]
     c = carray(_pointer(control, np.int64), CELLS)
     addresses = carray(_pointer(c[ADDRESSES], np.int64), (c[SEGMENTS], _A))  # type: ignore[name-defined]  # noqa: F821
@@ -78,24 +112,25 @@ def _sweep_sums(control):  # type: ignore[no-untyped-def]
     rows = carray(_pointer(c[ROWS], _T), (c[ROW_COUNT], _S))  # type: ignore[name-defined]  # noqa: F821
     table = carray(_pointer(c[TABLE], np.int64), (c[TILES], 5))
     cuts = carray(_pointer(c[CUTS], np.int64), c[CUT_COUNT])
-    lanes = carray(_pointer(c[SCRATCH], _T), (c[CUT_COUNT] - 1, _K, LANES))  # type: ignore[name-defined]  # noqa: F821
     first = carray(_pointer(c[FIRST], np.int64), c[SEGMENTS] + 1)
     block_sums = carray(_pointer(c[BLOCK_SUMS], np.float64), (first[c[SEGMENTS]], _K))  # type: ignore[name-defined]  # noqa: F821
     sums = carray(_pointer(c[SUMS], np.float64), (c[SEGMENTS], _K))  # type: ignore[name-defined]  # noqa: F821
     for k in prange(cuts.size - 1):
         for b in range(cuts[k], cuts[k + 1]):
             t = table[b]
-            _tile(addresses[t[3]], rows[t[2]], t[0], t[1], lanes[k], block_sums, t[4])  # type: ignore[name-defined]  # noqa: F821
+            _tile(addresses[t[3]], rows[t[2]], t[0], t[1], c[SCRATCH] + k * _K * _ROOM, block_sums, t[4])  # type: ignore[name-defined]  # noqa: F821
     _add_blocks(block_sums, first, sums)
     total = carray(_pointer(c[TOTAL], np.float64), (c[SEGMENTS], _K))  # type: ignore[name-defined]  # noqa: F821
-    total[:] = sums
     for k in range(_K):  # type: ignore[name-defined]  # noqa: F821
+        for s in range(c[SEGMENTS]):  # a copy of the whole would compile what it says about wrong shapes
+            total[s, k] = sums[s, k]
         _tree(total, 0, c[SEGMENTS], k)
     c[RUNS] += 1
 
 
 @njit(**FLAGS)
-def _fold(lanes):  # type: ignore[no-untyped-def]
+def _fold(pointer):  # type: ignore[no-untyped-def]
+    lanes = carray(pointer, LANES)
     width = LANES // 2
     while width > 0:
         for j in range(width):
@@ -129,32 +164,27 @@ def _add_blocks(sums, first, out):  # type: ignore[no-untyped-def]
 
 def tile_text(sweep: Sweep) -> str:
     """Text of ``_tile``: one tile of one segment."""
-    a = sweep.arrays
-    scalars = [f"    {name} = _row[{k}]" for k, name in enumerate(sweep.scalars)]  # before the loop: aliasing
-    bases = [f"    _p_{name} = _carray(_pointer(_addresses[{k}], _T), _hi)" for k, name in enumerate(a)]
-    call = f"_rule({', '.join([f'{name}[_i]' for name in a] + list(sweep.scalars))})"
-    stores = [f"{name}[_i]" for name in sweep.writes]
+    a, sums = sweep.arrays, range(len(sweep.sums))
+    scalars = [f"    {name} = _row[{k}]" for k, name in enumerate(sweep.scalars)]
+    pointers = [f"    _p_{name} = _pointer(_addresses[{k}], _T)" for k, name in enumerate(a)]
+    call = f"_rule({', '.join([f'_load_{name}(_p_{name}, _i)' for name in a] + list(sweep.scalars))})"
+    results = [f"_new_{name}" for name in sweep.writes] + [f"_t{k}" for k in sums]
+    step = [f"{', '.join(results)}, = {call}", *(f"_store_{x}(_p_{x}, _i, _new_{x})" for x in sweep.writes)]
     if not sweep.sums:
-        # a view that starts at the tile: an offset index keeps Numba's wrap-around check, and no vectors
-        views = [f"    {name} = _p_{name}[_lo:_hi]" for name in a]
-        loop = [f"    for _i in range({a[0]}.size):", f"        {', '.join(stores)}, = {call}"]
-        return "\n".join(["def _tile(_addresses, _row, _lo, _hi):", *scalars, *bases, *views, *loop]) + "\n"
-    n = range(len(sweep.sums))
-    results = stores + [f"_t{k}" for k in n]
-    lines = ["def _tile(_addresses, _row, _lo, _hi, _lanes, _sums, _block):", *scalars, *bases]
-    lines += [f"    _l{k} = _lanes[{k}]" for k in n]
+        loop = ["    for _i in range(_lo, _hi):", *(f"        {line}" for line in step)]
+        return "\n".join(["def _tile(_addresses, _row, _lo, _hi):", *scalars, *pointers, *loop]) + "\n"
+    lines = ["def _tile(_addresses, _row, _lo, _hi, _lanes, _sums, _block):", *scalars, *pointers]
+    lines += [f"    _l{k} = _pointer(_lanes + {k} * _ROOM, _T)" for k in sums]
     lines += [
         f"    for _b in range(_lo, _hi, {SUM_BLOCK}):",
         f"        _e = min(_b + {SUM_BLOCK}, _hi)",
-        f"        for _i in range({LANES}):",
-        *(f"            _l{k}[_i] = _T(0)" for k in n),
+        f"        for _j in range({LANES}):",
+        *(f"            _store_{k}(_l{k}, _j, _T(0))" for k in sums),
         f"        for _c in range(_b, _e, {LANES}):",
-        f"            _d = min(_c + {LANES}, _e)",
-        *(f"            {name} = _p_{name}[_c:_d]" for name in a),
-        f"            for _i in range({a[0]}.size):",
-        f"                {', '.join(results)}, = {call}",
-        *(f"                _l{k}[_i] += _t{k}" for k in n),
-        *(f"        _sums[_block, {k}] = _fold(_l{k})" for k in n),
+        f"            for _i in range(_c, min(_c + {LANES}, _e)):",
+        *(f"                {line}" for line in step),
+        *(f"                _store_{k}(_l{k}, _i - _c, _load_{k}(_l{k}, _i - _c) + _t{k})" for k in sums),
+        *(f"        _sums[_block, {k}] = _fold(_l{k})" for k in sums),
         "        _block += 1",
     ]
     return "\n".join(lines) + "\n"
@@ -207,13 +237,17 @@ def dispatcher(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool
 
 
 def _compiled(name: str, sweep: Sweep, dtype: np.dtype[Any], *, parallel: bool, cache: bool) -> Any:
+    room = LANES * dtype.itemsize
     names: dict[str, Any] = {
         "_math": math,
         "_T": dtype.type,
-        "_carray": carray,
         "_pointer": _pointer,
         "_fold": _fold,
+        "_ROOM": room,
     }
+    streams = (*sweep.arrays, *range(len(sweep.sums)))
+    for k, stream in enumerate(streams):
+        names[f"_load_{stream}"], names[f"_store_{stream}"] = _stream(k, len(streams))
     exec(compile(printed(sweep, dtype), f"<{name}>", "exec"), names)
     for inner in ("_rule", "_tile"):
         # The name is part of the machine code's symbol: two kernels that were cached by different processes would
@@ -228,6 +262,7 @@ def _compiled(name: str, sweep: Sweep, dtype: np.dtype[Any], *, parallel: bool, 
         _A=len(sweep.arrays),
         _S=len(sweep.scalars),
         _K=len(sweep.sums),
+        _ROOM=room,
     )
     made: Any = njit(parallel=parallel, **FLAGS)(template)
     if cache:
