@@ -7,18 +7,20 @@ rule that is registered and not named here is measured too, at its defaults and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.matrix import MatrixRule
+from fastgd.kernels.language import Sweep
+from fastgd.kernels.matrix import MatrixRule, MatrixUpdate
 from fastgd.kernels.plan import plan
 from fastgd.kernels.rule import Rule
 from fastgd.kernels.rules import RULES
 from fastgd.kernels.tail import Tail
+from fastgd.memory import zeros
 from fastgd.optimizer import Optimizer
 
 GRADIENT_FACTORS = (1.0, -0.5, 2.0)
@@ -63,6 +65,25 @@ def _resnet50() -> tuple[int, ...]:
 
 RESNET50 = _resnet50()
 """Sizes of the 161 tensors of ResNet-50: 26 M elements, two thirds of the tensors of at most 2048."""
+
+
+class Pass(NamedTuple):
+    """Names of the arrays that are read and written in one pass over memory, and of those that are only read."""
+
+    changed: tuple[str, ...]
+    read: tuple[str, ...]
+
+    @classmethod
+    def of(cls, steps: Sequence[Sweep | MatrixUpdate], without: Collection[str] = ()) -> Pass:
+        """Make one pass of steps."""
+        written = dict.fromkeys(a for step in steps for a in step.writes if a not in without)
+        read = dict.fromkeys(a for step in steps for a in step.reads if a not in without and a not in written)
+        return cls((*written,), (*read,))
+
+    @property
+    def streams(self) -> int:
+        """Elements read and written for each parameter."""
+        return 2 * len(self.changed) + len(self.read)
 
 
 @dataclass(frozen=True)
@@ -134,12 +155,13 @@ class Case:
         ends = ends * (a.size - ends.size) // ends[-1] + np.arange(1, ends.size + 1)  # one for each, the rest shared
         return np.split(a, ends[:-1])
 
-    def streams(self) -> tuple[int, int]:
-        """Count the arrays that a step reads and writes, and those that it only reads."""
+    def passes(self) -> tuple[Pass, ...]:
+        """Give what a step reads and writes: one pass, or several where it must know a sum before it moves."""
         made = plan(self.build(), Tail("ema", zero_grad=True) if self.tail else Tail())
-        small = made.matrix.small if made.matrix else frozenset()
-        written = {a for s in made.steps for a in s.writes} - small
-        return len(written), len({a for s in made.steps for a in s.reads} - written - small)
+        norm = (Pass((), ("g",)),) if "max_norm" in self.tail else ()
+        if made.matrix is None:
+            return (*norm, *(Pass.of([sweep]) for sweep in made.sweeps))
+        return (*norm, Pass.of(made.steps, made.matrix.small))
 
 
 _TABLE: dict[str, Case] = {
@@ -182,10 +204,19 @@ def data(n: int, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Parameters and gradient of n elements, the same at every call.
 
     No element is near zero, so that an error in units in the last place says something, and none becomes denormal.
+    They lie as fastgd lays out its own arrays: where `numpy.empty` puts them a step takes up to twice as long, or not,
+    from one process to the next.
     """
     rng = np.random.default_rng(20)
     p, g = (rng.uniform(low, low + 1, min(n, PERIOD)) * rng.choice((-1.0, 1.0), min(n, PERIOD)) for low in (0.5, 0.1))
-    return np.resize(p.astype(dtype), n), np.resize(g.astype(dtype), n)
+    return aligned(np.resize(p.astype(dtype), n)), aligned(np.resize(g.astype(dtype), n))
+
+
+def aligned(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy 1-D values into memory that is laid out as fastgd's."""
+    copy: NDArray[Any] = zeros(values.size, values.dtype)
+    np.copyto(copy, values)
+    return copy
 
 
 def reference(

@@ -186,17 +186,16 @@ def _first_steps(point: Point, rounds: int, tick: _Ticker, meter: Meter) -> dict
 
 def _rows(point: Point, found: dict[str, _Found], others: float | None) -> list[Row]:
     itemsize = ITEMSIZE[point.dtype]
-    changed, read = point.case.streams()
+    roof = itemsize * sum(one.streams for one in point.case.passes())
     rows: list[Row] = []
     for name, seen in found.items():
-        # the roof passes once over the arrays, a step that sums before it moves does so more often
-        per_param = itemsize * (2 * changed + read) if name == "roof" else point.case.bytes_per_param(itemsize)
+        per_param = roof if name == "roof" else point.case.bytes_per_param(itemsize)
         row = {"rule": point.case.name, "n": point.n, "dtype": point.dtype, "regime": point.regime}
         row |= {"threads": point.threads, "peer": name}
         rows.append(row | _figures(seen, point.n * per_param) | {"others": others})
-    roof = next((row["gbps"] for row in rows if row["peer"] == "roof"), None)
+    limit = next((row["gbps"] for row in rows if row["peer"] == "roof"), None)
     for row in rows:
-        row["roof_share"] = row["gbps"] / roof if row["gbps"] and roof else None
+        row["roof_share"] = row["gbps"] / limit if row["gbps"] and limit else None
     return rows
 
 

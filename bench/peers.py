@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.bench.cases import Case
+from fastgd.bench.cases import Case, aligned
 from fastgd.flat import FlatParams
 from fastgd.memory import zeros
 from fastgd.optimizer import Optimizer
@@ -103,12 +103,15 @@ def _matmul(case: Case, p: Array, g: Array, threads: int) -> Peer:
 
 
 def _roof(case: Case, p: Array, g: Array, threads: int) -> Peer:
-    from fastgd.bench.roofline import arrays, sweep
+    from fastgd.bench.roofline import sweeps
 
-    changed, read = arrays(p, g, *case.streams())
-    gradient = [*changed, *read][-1]
-    step = sweep(changed, read, threads=threads)
-    return Peer(step, None, partial(np.copyto, gradient), consumes_gradient=bool(case.tail))
+    arrays = {"p": p, "g": g}
+    passes = case.passes()
+    for name in (name for one in passes for name in (*one.changed, *one.read)):
+        if name not in arrays:
+            arrays[name] = zeros(p.size, p.dtype)
+    step = sweeps(passes, arrays, threads=threads)
+    return Peer(step, None, partial(np.copyto, g), consumes_gradient=bool(case.tail))
 
 
 def _numpy(kind: str, case: Case, p: Array, g: Array, threads: int) -> Peer:
@@ -151,11 +154,8 @@ def _torch_parameters(
 
 
 def _own(tensors: list[Array]) -> list[Array]:
-    """Copy each into memory of its own, aligned as torch aligns: one array cut up is what nobody trains."""
-    made = [zeros(a.size, a.dtype) for a in tensors]
-    for own, a in zip(made, tensors, strict=True):
-        np.copyto(own, a)
-    return made
+    """Copy each into memory of its own: one array cut up is what nobody trains."""
+    return [aligned(a) for a in tensors]
 
 
 def _torch(how: dict[str, bool], case: Case, p: Array, g: Array, threads: int) -> Peer:
