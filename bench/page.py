@@ -10,6 +10,7 @@ from typing import Any
 from fastgd.bench import plots, web
 from fastgd.bench.cold import COLD
 from fastgd.bench.comparison import BY_SIZE, LEVEL, OWN, ROOF, Case, cases, elements
+from fastgd.bench.regimes import threads_of
 from fastgd.bench.report import COLUMNS, machine_line, tables, time_text
 from fastgd.bench.web import Cell
 
@@ -17,12 +18,19 @@ Row = dict[str, Any]
 Report = dict[str, Any]
 
 _ROWS = 12  # cases in a plot of many
+_NAMES = 122  # width of their names
 _METHOD = (
     "Time is the median of the rounds, ± the range of their middle half. GB/s are the bytes that the step must move, "
     "by the time; the roof is a sweep over the same arrays without arithmetic, and more than 100 % of it is noise. The "
     "error is against float64, in units in the last place. A press on a heading sorts."
 )
 _OVER_SIZES = "size"  # a regime of a plot of its own, over many sizes, at each of which a roofline would say little
+_HEADINGS = {
+    "throughput": "Throughput",
+    "roofline": "Roofline",
+    "threads": "All threads against fewer",
+    "start": "First step of a process",
+}
 _LABELS = {  # of what describes the machine; what is not here stands under its own name
     "cpu": "processor",
     "threading_layer": "threading layer",
@@ -52,18 +60,26 @@ def html(report: Report) -> str:
     found = cases(report)
     measured = [row for row in report["rows"] if row["gbps"] and row["regime"] != COLD]
     peers = list(dict.fromkeys(row["peer"] for row in measured))
+    sections = {
+        "throughput": _throughput(measured),
+        "roofline": _rooflines(measured),
+        "threads": _by_threads(measured),
+        "start": _starts([row for row in report["rows"] if row["seconds"] and row["regime"] == COLD]),
+    }
+    plotted = {name: drawn for name, section in sections.items() if (drawn := "\n".join(filter(None, section)))}
+    legend = f'<p class="legend small">\n{web.legend((plots.sample(peer), peer) for peer in peers)}\n</p>'
     body = "\n".join(
         [
             "<h1>How fast an optimizer step is</h1>",
             *(f'<p class="warning">{escape(text[:1].upper() + text[1:])}.</p>' for text in report.get("warnings", ())),
             *_verdict(found),
-            _contents(plotted=bool(measured)),
+            _contents(plotted),
             "<h2>Measured on</h2>",
             _machine(report["machine"]),
             '<h2 id="cases">Every case</h2>',
             *_overview(found),
             *_regimes(report),
-            *(_plots(measured, peers) if measured else ()),
+            *(f'<h2 id="{name}">{_HEADINGS[name]}</h2>\n{legend}\n{drawn}' for name, drawn in plotted.items()),
             '<h2 id="figures">Every figure</h2>',
             f'<p class="small">{_METHOD}</p>',
             '<div class="figures">',
@@ -114,8 +130,8 @@ def _verdict(found: Sequence[Case]) -> Iterator[str]:
         yield f'<p class="small warning">Not compared, for it computes something else: {escape(told)}.</p>'
 
 
-def _contents(plotted: bool) -> str:
-    names = ["cases", *["throughput", "roofline"] * plotted, "figures"]
+def _contents(plotted: Iterable[str]) -> str:
+    names = ["cases", *plotted, "figures"]
     links = "\n".join(f'<a href="#{name}">{name}</a>' for name in names)
     return f'<nav class="small" aria-label="Contents">\n{links}\n</nav>'
 
@@ -188,9 +204,7 @@ def _ratio(case: Case, peer: str) -> Cell:
 # ---- plots -------------------------------------------------------------------------------------------------------
 
 
-def _plots(measured: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
-    legend = f'<p class="legend small">\n{web.legend((plots.sample(peer), peer) for peer in peers)}\n</p>'
-    yield f'<h2 id="throughput">Throughput</h2>\n{legend}'
+def _throughput(measured: Sequence[Row]) -> Iterator[str]:
     series: dict[tuple[str, str, str], list[Row]] = {}
     for row in measured:
         regime = "" if row["regime"] in BY_SIZE else row["regime"]
@@ -203,19 +217,65 @@ def _plots(measured: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
             for k, ((rule, dtype, regime), rows) in enumerate(over_sizes.items())
         )
     yield _panels(_single({key: rows for key, rows in series.items() if key not in over_sizes}))
+
+
+def _rooflines(measured: Sequence[Row]) -> Iterator[str]:
     places: dict[tuple[int, str, str], list[Row]] = {}
     for row in (row for row in measured if row["regime"] != _OVER_SIZES):
         places.setdefault((row["n"], row["dtype"], row["regime"]), []).append(row)
-    rooflines = [
+    drawn = [
         plots.roofline(f"roofline-{k}", f"{elements(n)} elements, {dtype} ({regime})", rows)
         for k, ((n, dtype, regime), rows) in enumerate(places.items())
         if any(row["peer"] != ROOF for row in rows)
     ]
-    yield (
-        '<h2 id="roofline">Roofline</h2>\n<p class="small">Whoever moves fewer bytes for a parameter can update more '
-        "of them in a second. The dashed line is the limit of the memory that holds so many, the median of the roofs; "
-        f"the band is their range over the rules.</p>\n{legend}\n{_panels(rooflines)}"
-    )
+    if drawn:
+        yield (
+            '<p class="small">Whoever moves fewer bytes for a parameter can update more of them in a second. The dashed '
+            "line is the limit of the memory that holds so many, the median of the roofs; the band is their range over "
+            "the rules.</p>"
+        )
+        yield _panels(drawn)
+
+
+def _by_threads(measured: Sequence[Row]) -> Iterator[str]:
+    """Draw how much faster all threads are than fewer."""
+    on_all = {_key(row): row for row in measured if row["regime"] in BY_SIZE}
+    lines: dict[int, dict[str, list[Row]]] = {}
+    for row in measured:
+        count = threads_of(row["regime"])
+        if count and (best := on_all.get(_key(row))):
+            name = f"{row['rule']} {elements(row['n'])}" + f" {row['dtype']}" * (row["dtype"] != "float32")
+            gained = best | {"times": row["seconds"] / best["seconds"]}
+            lines.setdefault(count, {}).setdefault(name, []).append(gained)
+    if lines:
+        yield (
+            '<p class="small">Time of a step on fewer threads by its time on all. Where the memory is the limit one '
+            "thread may well take most of it; below 1 the other threads are a burden.</p>"
+        )
+        yield _panels(
+            _dots(f"threads-{count}", f"Times as fast as on {count} thread{'s' * (count != 1)}", rows, "times")
+            for count, rows in lines.items()
+        )
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("rule", "n", "dtype", "peer"))
+
+
+def _starts(rows: Sequence[Row]) -> Iterator[str]:
+    """Draw the times to the end of a process's first step."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row["rule"], []).append(row)
+    if lines:
+        yield '<p class="small">From the start of a process, imports included, its caches being filled.</p>'
+        yield _panels([_dots("start-0", "Seconds to the end of the first step", lines, "seconds")])
+
+
+def _dots(name: str, title: str, lines: dict[str, list[Row]], value: str) -> str:
+    top = max(row[value] for rows in lines.values() for row in rows)
+    axis = plots.Axis(0, top * 1.05, _NAMES, plots.WIDTH - 10, log=False)
+    return plots.dots(name, title, [*lines.items()], lambda row: float(row[value]), axis)
 
 
 def _single(series: dict[tuple[str, str, str], list[Row]]) -> Iterator[str]:
@@ -227,7 +287,7 @@ def _single(series: dict[tuple[str, str, str], list[Row]]) -> Iterator[str]:
         rules = [rule for rule, _, _ in group]  # a regime is named where a rule alone does not tell
         lines = [(_joined(rule, regime * (rules.count(rule) > 1)), rows) for rule, regime, rows in group]
         top = max(row["gbps"] for _, rows in lines for row in rows)
-        axis = plots.Axis(0, top * 1.05, 122, plots.WIDTH - 10, log=False)
+        axis = plots.Axis(0, top * 1.05, _NAMES, plots.WIDTH - 10, log=False)
         for start in range(0, len(lines), _ROWS):
             title = f"GB/s, {elements(n)} elements, {dtype}"
             part = lines[start : start + _ROWS]

@@ -40,11 +40,16 @@ def by_size(n: int) -> str:
     return "small" if n < 1 << 17 else "cache" if n < 1 << 24 else "dram"
 
 
+def threads_of(regime: str) -> int | None:
+    """Tell the number of threads that a regime is about; None where it is about something else."""
+    count = regime.removeprefix(_THREADS)
+    return int(count) if count != regime and count.isdecimal() else None
+
+
 def meaning(regime: str) -> str:
     """Explain a regime in one line; the empty string where an older or newer report has another."""
-    if regime.startswith(_THREADS):
-        count = regime.removeprefix(_THREADS)
-        return f"every peer on {count} thread{'s' if count != '1' else ''}; elsewhere on all"
+    if count := threads_of(regime):
+        return f"every peer on {count} thread{'s' * (count != 1)}; elsewhere on all"
     return _MEANINGS.get(regime, "")
 
 
