@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastgd.bench.report import size_text
+from fastgd.bench.report import ratio, size_text
 
 Row = dict[str, Any]
 Report = dict[str, Any]
@@ -67,7 +67,7 @@ class Case:
         row = self.rows.get(peer)
         if row is None or self.own is None or row["skipped"] is not None or self.wrong(peer):
             return None
-        return float(row["seconds"] / self.own["seconds"])
+        return ratio(row, self.own)
 
     @property
     def lead(self) -> float | None:

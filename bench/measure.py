@@ -52,10 +52,15 @@ class Point:
 
 @dataclass
 class _Found:
-    """What was seen of one peer: how it opened, and the time of a step in each round."""
+    """What was seen of one peer: how it opened, and the time of a step by the number of the round."""
 
     opened: Answer = field(default_factory=dict)
-    samples: list[float] = field(default_factory=list)
+    samples: dict[int, float] = field(default_factory=dict)
+
+    def relative_to(self, other: _Found) -> float | None:
+        """Give its time as a multiple of another's, in the rounds that both took part in; None without any."""
+        both = self.samples.keys() & other.samples.keys()
+        return median(self.samples[k] for k in both) / median(other.samples[k] for k in both) if both else None
 
 
 def measure(
@@ -133,11 +138,11 @@ def _title(point: Point) -> str:
 
 
 def _steps(point: Point, workers: list[Worker], rounds: int, tick: _Ticker, meter: Meter) -> dict[str, _Found]:
-    """Time steps; peers that do not fit in memory together come in turns, the roof in each."""
+    """Time steps; peers that do not fit in memory together come in batches, the roof and fastgd in each."""
     title = _title(point)
     found = {worker.peer: _Found() for worker in workers}
     check = 0 if point.case.periodic else point.n * _CHECKED * ITEMSIZE["float64"]
-    for batch in _batches(workers, point.n * _ARRAYS * ITEMSIZE[point.dtype], check):
+    for number, batch in enumerate(_batches(workers, point.n * _ARRAYS * ITEMSIZE[point.dtype], check)):
         tick(f"{title}: checking")
         for opening in [[worker] for worker in batch] if check else [batch]:  # one at a time, where that takes memory
             for worker in opening:
@@ -145,7 +150,7 @@ def _steps(point: Point, workers: list[Worker], rounds: int, tick: _Ticker, mete
             for worker in opening:
                 found[worker.peer].opened = worker.answer()
         with meter.running([worker.pid for worker in batch]):
-            for _ in range(rounds):
+            for k in range(number * rounds, (number + 1) * rounds):
                 for worker in batch:
                     seen = found[worker.peer]
                     tick(f"{title}: {worker.peer}", len(seen.samples) < rounds)
@@ -156,7 +161,7 @@ def _steps(point: Point, workers: list[Worker], rounds: int, tick: _Ticker, mete
                     if "skipped" in answer:
                         seen.opened = answer
                     else:
-                        seen.samples.append(answer["seconds"])
+                        seen.samples[k] = answer["seconds"]
         for worker in batch:
             worker.ask(do="close")
         for worker in batch:
@@ -175,41 +180,47 @@ def _first_steps(point: Point, rounds: int, tick: _Ticker, meter: Meter) -> dict
         tick(f"{_title(point)}: filling the caches of {name}")
         seen.opened = first(name)
     with meter.running(()):
-        for _ in range(rounds):
+        for k in range(rounds):
             for name, seen in found.items():
                 tick(f"{_title(point)}: {name}", 1)
                 if "skipped" not in seen.opened:
                     seen.opened = first(name)
-                    seen.samples += [seen.opened[key] for key in ("seconds",) if key in seen.opened]
+                    if "skipped" not in seen.opened:
+                        seen.samples[k] = seen.opened["seconds"]
     return found
 
 
 def _rows(point: Point, found: dict[str, _Found], others: float | None) -> list[Row]:
     itemsize = ITEMSIZE[point.dtype]
-    roof = itemsize * sum(one.streams for one in point.case.passes())
+    needed = point.n * point.case.bytes_per_param(itemsize)
+    swept = point.n * itemsize * sum(one.streams for one in point.case.passes())
+    absent = _Found()
+    own, roof = (found.get(name, absent) for name in ("fastgd-numba", "roof"))
     rows: list[Row] = []
     for name, seen in found.items():
-        per_param = roof if name == "roof" else point.case.bytes_per_param(itemsize)
         row = {"rule": point.case.name, "n": point.n, "dtype": point.dtype, "regime": point.regime}
         row |= {"threads": point.threads, "peer": name}
-        rows.append(row | _figures(seen, point.n * per_param) | {"others": others})
-    limit = next((row["gbps"] for row in rows if row["peer"] == "roof"), None)
-    for row in rows:
-        row["roof_share"] = row["gbps"] / limit if row["gbps"] and limit else None
+        moved = swept if name == "roof" else needed
+        if "skipped" in seen.opened:
+            row |= dict.fromkeys(("seconds", "iqr", "gbps", "roof_share", "ratio", "max_ulp"))
+        else:
+            # the machine is not the same in every batch
+            limit, ratio = seen.relative_to(roof), seen.relative_to(own)
+            row |= _figures(seen, moved)
+            row |= {"roof_share": moved / swept / limit if limit else None, "ratio": ratio}
+        rows.append(row | {"skipped": seen.opened.get("skipped"), "others": others})
     return rows
 
 
 def _figures(seen: _Found, moved: int) -> Row:
-    if "skipped" in seen.opened:
-        return dict.fromkeys(("seconds", "iqr", "gbps", "roof_share", "max_ulp")) | {"skipped": seen.opened["skipped"]}
-    seconds = median(seen.samples)
-    low, _, high = quantiles(seen.samples, n=4, method="inclusive") if len(seen.samples) > 1 else (seconds,) * 3
+    samples = [*seen.samples.values()]
+    seconds = median(samples)
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (seconds,) * 3
     return {
         "seconds": seconds,
         "iqr": high - low,
         "gbps": moved / seconds / 1e9,
         "max_ulp": seen.opened["max_ulp"],
-        "skipped": None,
     }
 
 

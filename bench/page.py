@@ -21,8 +21,9 @@ _ROWS = 12  # cases in a plot of many
 _NAMES = 122  # width of their names
 _METHOD = (
     "Time is the median of the rounds, ± the range of their middle half. GB/s are the bytes that the step must move, "
-    "by the time; the roof is a sweep over the same arrays without arithmetic, and more than 100 % of it is noise. The "
-    "error is against float64, in units in the last place. A press on a heading sorts."
+    "by the time; the roof is the same passes over the same arrays without arithmetic, and more than 100 % of it is "
+    "noise. Shares and multiples are of the rounds that both were in: what does not fit in memory together comes in "
+    "batches. The error is against float64, in units in the last place. A press on a heading sorts."
 )
 _OVER_SIZES = "size"  # a regime of a plot of its own, over many sizes, at each of which a roofline would say little
 _HEADINGS = {
@@ -230,9 +231,9 @@ def _rooflines(measured: Sequence[Row]) -> Iterator[str]:
     ]
     if drawn:
         yield (
-            '<p class="small">Whoever moves fewer bytes for a parameter can update more of them in a second. The dashed '
-            "line is the limit of the memory that holds so many, the median of the roofs; the band is their range over "
-            "the rules.</p>"
+            '<p class="small">Whoever moves fewer bytes for a parameter can update more of them in a second. The '
+            "dashed line is the limit of the memory that holds so many, the median of the roofs; the band is their "
+            "range over the rules.</p>"
         )
         yield _panels(drawn)
 

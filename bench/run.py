@@ -113,9 +113,10 @@ def report_of(points: Sequence[Point], rounds: int, progress: Progress | None = 
         sentences; ``regimes``: what each means; ``cases``: hyperparameters, tail, number of tensors and bytes by name;
         ``ulp_limit``: largest error of a peer that computes the rule; and ``rows``. A row has ``rule n dtype regime
         threads peer``, `rule` being the case's name; ``seconds`` (median of the rounds), ``iqr``, ``gbps`` (bytes that
-        the step must move, by the time), ``roof_share`` and ``max_ulp``, the largest error against float64 in units in
-        the last place; or ``skipped``, why there are no figures. ``others`` is the number of CPUs that other processes
-        kept busy.
+        the step must move, by the time), ``roof_share``, ``ratio`` (its time by fastgd's) and ``max_ulp``, the largest
+        error against float64 in units in the last place; or ``skipped``, why there are no figures. Share and ratio are
+        of the rounds that both were in: where not all peers fit in memory together, they come in batches, each with
+        the roof and fastgd. ``others`` is the number of CPUs that other processes kept busy.
     """
     if rounds < 1:
         raise HyperparameterError(f"rounds must be at least 1, given {rounds}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastgd.bench import cases, worker
+from fastgd.bench import cases, measure, worker
 from fastgd.bench.baselines import IN_PLACE, TEXTBOOK, with_tail
 from fastgd.bench.cases import (
     CASES,
@@ -31,7 +31,7 @@ from fastgd.kernels.rules import RULES
 from fastgd.optimizer import Optimizer
 
 ROW = {"rule", "n", "dtype", "regime", "threads", "peer", "seconds", "iqr", "gbps", "roof_share", "max_ulp", "skipped"}
-ROW |= {"others"}
+ROW |= {"ratio", "others"}
 N = 1000
 FOREIGN = [(name, peer) for name, case in CASES.items() for peer in case.peers if peer != "matmul"]
 FLOAT32_ONLY = ("deepspeed", "thinc")
@@ -380,6 +380,21 @@ def test_dead_process_is_named():
         assert "status 1" in dying.answer()["skipped"]
     finally:
         dying.stop()
+
+
+def test_times_are_compared_in_the_rounds_of_both():
+    own, peer = measure._Found({}, {0: 1.0, 1: 1.2, 2: 10.0, 3: 10.4}), measure._Found({}, {2: 20.0, 3: 20.8})
+    assert peer.relative_to(own) == 2.0 and own.relative_to(peer) == 0.5 and own.relative_to(own) == 1.0
+    assert peer.relative_to(measure._Found()) is None
+
+
+def test_peers_that_do_not_fit_in_memory_together_come_in_batches(monkeypatch):
+    monkeypatch.setattr(measure, "_free_bytes", lambda: 0)
+    peers = ("roof", "numpy-textbook", "numpy-inplace")
+    rows = {row["peer"]: row for row in run(["adamw"], [N], backends=["numba"], peers=peers, rounds=3)["rows"]}
+    assert set(rows) == {"fastgd-numba", *peers}
+    assert rows["fastgd-numba"]["ratio"] == 1.0 and rows["roof"]["roof_share"] == 1.0
+    assert all(row["skipped"] is None and row["ratio"] > 0 for row in rows.values())
 
 
 def test_skipped_and_wrong_rows_are_shown():

@@ -31,7 +31,6 @@ def test_segments_are_aligned_views_in_their_shapes():
     assert not params.grad.flat.any()
 
 
-
 def test_large_blocks_start_at_a_huge_page():
     for n, alignment in ((1 << 19) - 1, 64), (1 << 19, 1 << 21), ((1 << 20) + 3, 1 << 21):
         params = fastgd.FlatParams({"w": (n,)}, dtype="float32")
@@ -39,6 +38,7 @@ def test_large_blocks_start_at_a_huge_page():
         opt.step()
         for block in (params.flat, params.grad.flat, *opt.state.values()):
             assert block.ctypes.data % alignment == 0 and block.size == n
+
 
 def test_arrays_are_copied_and_copies_are_apart():
     w = np.ones(3)

@@ -205,11 +205,32 @@ def test_a_report_without_figures_is_a_page():
     assert "skipped: no memory" in texts(skipped) and "optax (not installed) in 1 of 1" in texts(skipped)
 
 
-def test_first_steps_of_processes_are_in_tables_and_in_no_plot():
+def test_first_steps_of_processes_are_a_plot_of_their_own():
     made = report(row(OWN, 0.3, regime=COLD, roof_share=None), row("optax", 0.9, regime=COLD, roof_share=None))
     root = tree(html(made))
-    assert not list(root.iter("svg"))
+    (plot,) = (e for e in root.iter("svg") if e.get("class") == "plot")
+    assert plot.find("title").text == "Seconds to the end of the first step"
+    assert plot.find("desc").text == f"adamw: {OWN} 0.3, optax 0.9."
+    assert [e.get("href") for e in root.iter("a")][:3] == ["#cases", "#start", "#figures"]
     assert "fastgd is ahead in 1" in texts(root) and "3.00" in texts(root)
+
+
+def test_fewer_threads_are_compared_with_all():
+    made = report(
+        row(OWN, 1.0, n=1 << 20, regime="cache"),
+        row(OWN, 1.5, n=1 << 20, regime="threads-1"),
+        row("optax", 1.0, n=1 << 20, regime="threads-1"),
+        row(OWN, 1.25, n=1 << 20, regime="threads-2"),
+    )
+    told = {e.find("title").text: e.find("desc").text for e in tree(html(made)).iter("svg") if e.get("class") == "plot"}
+    assert told["Times as fast as on 1 thread"] == f"adamw 1 M: {OWN} 1.5."
+    assert told["Times as fast as on 2 threads"] == f"adamw 1 M: {OWN} 1.25."
+
+
+def test_multiples_are_of_the_rounds_that_both_were_in():
+    made = report(row(OWN, 2.0), row("optax", 3.0, ratio=1.25), row("numpy-inplace", 3.0))
+    table = texts(tree(html(made)))
+    assert "1.25" in table and "1.50" in table
 
 
 def test_each_regime_is_a_plot_of_its_own_and_many_sizes_are_no_rooflines():
