@@ -38,6 +38,14 @@ _WANTED = (  # name in words, name in the bench's table, about as many elements
     ("RMSprop", "rmsprop", 64 * _M),
     ("LAMB", "lamb", 64 * _M),
 )
+_NAMES = {
+    OWN: "fastgd",
+    "numpy-inplace": "NumPy in place",
+    "numpy-textbook": "NumPy textbook",
+    "deepspeed": "DeepSpeed",
+    "sklearn": "scikit-learn",
+}
+_SHOWN = ("numpy-inplace", "torch-fused", "optax", "deepspeed")  # with a column; all others are in the reports
 _WIDTH, _LABELS, _TIMES = 780, 288, 62  # of the picture, of the names, of the times on its right
 
 
@@ -115,8 +123,8 @@ def markdown(reports: Mapping[str, Report]) -> str:
         Markdown.
     """
     found, missing = lines(reports)
-    peers = _peers(found)
-    columns = ["case", "time", "of roof", *(_called(peer) for peer in peers), "max ULP"]
+    peers = [peer for peer in _SHOWN if any(peer in line.case.rivals for line in found)]
+    columns = ["case", "time", "of roof", "fastest other", *(_called(peer) for peer in peers), "max ULP"]
     parts = [f"![{_told(found)}]({PICTURE})\n", table(columns, [_cells(line, peers) for line in found])]
     if any(_behind(line) for line in found):
         parts.append("In bold: faster than fastgd.\n")
@@ -194,18 +202,10 @@ def _legend(peers: Iterable[str], top: float) -> tuple[str, float]:
 
 
 def _marks(case: Case) -> list[dict[str, Any]]:
-    """Rows that have a time that counts, with their `ratio`: the roof's, fastgd's and its rivals'.
-
-    The roof's is what fastgd's time would be at its bandwidth: where sums come first, a step passes more than once.
-    """
+    """Rows that have a time that counts, with their `ratio`: the roof's, fastgd's and its rivals'."""
     own = case.rows[OWN]
     ratios = {ROOF: own["roof_share"]} | {peer: case.ratio(peer) for peer in (OWN, *case.rivals)}
     return [case.rows[peer] | {"ratio": ratio} for peer, ratio in ratios.items() if ratio is not None]
-
-
-def _peers(found: Sequence[Line]) -> list[str]:
-    """Rivals of any line, in the order of the table of peers."""
-    return sorted({peer for line in found for peer in line.case.rivals}, key=_place)
 
 
 def _place(peer: str) -> tuple[int, str]:
@@ -216,8 +216,13 @@ def _place(peer: str) -> tuple[int, str]:
 def _cells(line: Line, peers: Sequence[str]) -> list[str]:
     own = line.case.rows[OWN]
     share = "" if own["roof_share"] is None else f"{own['roof_share']:.0%}"
-    ratios = [_ratio_text(line.case, peer) for peer in peers]
+    ratios = [_fastest(line.case), *(_ratio_text(line.case, peer) for peer in peers)]
     return [line.name, time_text(own["seconds"]), share, *ratios, error_text(own["max_ulp"], line.case.ulp_limit)]
+
+
+def _fastest(case: Case) -> str:
+    found = [peer for peer in case.rivals if case.ratio(peer) is not None and case.ratio(peer) == case.lead]
+    return f"{_ratio_text(case, found[0])} {_called(found[0])}" if found else ""
 
 
 def _ratio_text(case: Case, peer: str) -> str:
@@ -239,6 +244,4 @@ def _told(found: Sequence[Line]) -> str:
 
 
 def _called(peer: str) -> str:
-    return {OWN: "fastgd", "numpy-inplace": "NumPy in place", "numpy-textbook": "NumPy textbook"}.get(
-        peer, peer.replace("-", " ")
-    )
+    return _NAMES.get(peer, peer.replace("-", " "))
