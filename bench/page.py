@@ -269,7 +269,7 @@ def _starts(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         lines.setdefault(row["rule"], []).append(row)
     if lines:
-        yield '<p class="small">From the start of a process, imports included, its caches being filled.</p>'
+        yield '<p class="small">From the start of a process, imports included, with warm caches.</p>'
         yield _panels([_dots("start-0", "Seconds to the end of the first step", lines, "seconds")])
 
 
