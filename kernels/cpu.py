@@ -1,9 +1,9 @@
 """The numba backend: a rule as a parallel, vectorised, disk-cached sweep on the CPU.
 
 Two loops are written by hand, over the rows of a table of tiles. What is done in a tile is printed text: the rule,
-and around it the views of the arrays, the scalars out of their row, the stores and the lanes of the sums. Everything
-printed is a global of the hand-written template. A kernel takes one number, the address of its control block: each
-array handed over would cost 0.1 µs at every call.
+and around it the scalars out of their row, the pointers to the arrays, loads, stores and the lanes of the sums.
+Everything printed is a global of the hand-written template. A kernel takes one number, the address of its control
+block: each array handed over would cost 0.1 µs at every call.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ _pointer: Any = _typed  # Numba's decorator does not say that the context is not
 def _stream(k: int, count: int) -> tuple[Any, Any]:
     """Make the functions that load and store an element of the k-th of so many arrays that share no memory.
 
-    LLVM is told so and need not ask at every loop whether they overlap. Of these loops the ones with sums are short.
+    LLVM is told so and need not ask in front of each loop whether they overlap; with sums these loops are short. Who
+    binds arrays has refused those that do.
     """
 
     def mark(builder: Any, instruction: Any) -> Any:
