@@ -194,8 +194,8 @@ def _rows(point: Point, found: dict[str, _Found], others: float | None) -> list[
     itemsize = ITEMSIZE[point.dtype]
     needed = point.n * point.case.bytes_per_param(itemsize)
     swept = point.n * itemsize * sum(one.streams for one in point.case.passes())
-    absent = _Found()
-    own, roof = (found.get(name, absent) for name in ("fastgd-numba", "roof"))
+    right = {name: seen for name, seen in found.items() if "skipped" not in seen.opened}
+    own, roof = (right.get(name, _Found()) for name in ("fastgd-numba", "roof"))
     rows: list[Row] = []
     for name, seen in found.items():
         row = {"rule": point.case.name, "n": point.n, "dtype": point.dtype, "regime": point.regime}

@@ -60,7 +60,7 @@ def html(report: Report) -> str:
     """
     found = cases(report)
     measured = [row for row in report["rows"] if row["gbps"] and row["regime"] != COLD]
-    peers = list(dict.fromkeys(row["peer"] for row in measured))
+    peers = list(dict.fromkeys(row["peer"] for row in report["rows"] if row["seconds"]))
     sections = {
         "throughput": _throughput(measured),
         "roofline": _rooflines(measured),

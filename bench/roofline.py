@@ -69,7 +69,7 @@ def _kernel(changed: int, read: int, parallel: bool) -> Callable[..., None]:
         inner = [f"x = {total}", *(f"{name}[i] += x" for name in names[:changed])]
     else:
         before, inner, after = ["s = _sums[b] - _sums[b]"], [f"s += {total}"], ["_sums[b] = s"]
-    # by blocks, as the step: an offset index would keep Numba's wrap-around check, and no vectors
+    # by blocks: an offset index into an array would keep Numba's wrap-around check, and no vectors
     text = "\n".join(
         [
             f"def sweep({', '.join(['_' + name for name in names] + ['_sums'] * (not changed))}):",

@@ -205,7 +205,7 @@ def kernel(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) ->
     name = f"{label}_{sweep.name}_{dtype.name}_{'parallel' if parallel else 'serial'}"
     name += f"_{_digest(printed(sweep, dtype), parallel)}"
     if name not in _KERNELS:
-        made = _compiled(name, sweep, dtype, parallel=parallel, cache=True)
+        made = _compiled(name, sweep, dtype, parallel=parallel, stored=True)
         # The entry point without the dispatcher, which would look for the type of the one argument at every call.
         _KERNELS[name] = made.overloads[(types.int64,)].entry_point
     return _KERNELS[name]
@@ -234,10 +234,10 @@ def scalar_kernel(name: str, text: str, make: Callable[[str], FunctionType]) -> 
 
 def dispatcher(sweep: Sweep, dtype: np.dtype[Any], label: str, *, parallel: bool) -> Any:
     """Numba's own view of a kernel, compiled anew: it can be asked for its LLVM and machine code."""
-    return _compiled(f"{label}_{sweep.name}_{dtype.name}", sweep, dtype, parallel=parallel, cache=False)
+    return _compiled(f"{label}_{sweep.name}_{dtype.name}", sweep, dtype, parallel=parallel, stored=False)
 
 
-def _compiled(name: str, sweep: Sweep, dtype: np.dtype[Any], *, parallel: bool, cache: bool) -> Any:
+def _compiled(name: str, sweep: Sweep, dtype: np.dtype[Any], *, parallel: bool, stored: bool) -> Any:
     room = LANES * dtype.itemsize
     names: dict[str, Any] = {
         "_math": math,
@@ -266,7 +266,7 @@ def _compiled(name: str, sweep: Sweep, dtype: np.dtype[Any], *, parallel: bool, 
         _ROOM=room,
     )
     made: Any = njit(parallel=parallel, **FLAGS)(template)
-    if cache:
+    if stored:
         made._cache = KernelFile(name)
     if parallel:
         layer()  # a kernel from the cache starts the threads: they are started our way

@@ -388,6 +388,15 @@ def test_times_are_compared_in_the_rounds_of_both():
     assert peer.relative_to(measure._Found()) is None
 
 
+def test_a_roof_that_died_is_no_measure():
+    point = measure.Point(CASES["adamw"], N, "float32", "small", 1, ("roof", "fastgd-numba"))
+    alive = measure._Found({"max_ulp": 1.0}, {0: 1.0})
+    for died, expected in (False, 1.0), (True, None):
+        roof = measure._Found({"skipped": "its process ended"} if died else {"max_ulp": None}, {0: 1.0})
+        _, row = measure._rows(point, {"roof": roof, "fastgd-numba": alive}, None)
+        assert (row["roof_share"], row["ratio"]) == (expected, 1.0)
+
+
 def test_peers_that_do_not_fit_in_memory_together_come_in_batches(monkeypatch):
     monkeypatch.setattr(measure, "_free_bytes", lambda: 0)
     peers = ("roof", "numpy-textbook", "numpy-inplace")

@@ -210,6 +210,8 @@ def test_first_steps_of_processes_are_a_plot_of_their_own():
     root = tree(html(made))
     (plot,) = (e for e in root.iter("svg") if e.get("class") == "plot")
     assert plot.find("title").text == "Seconds to the end of the first step"
+    (legend,) = (e for e in root.iter("p") if e.get("class") == "legend small")
+    assert texts(legend).split() == [OWN, "optax"]
     assert plot.find("desc").text == f"adamw: {OWN} 0.3, optax 0.9."
     assert [e.get("href") for e in root.iter("a")][:3] == ["#cases", "#start", "#figures"]
     assert "fastgd is ahead in 1" in texts(root) and "3.00" in texts(root)
