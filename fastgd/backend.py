@@ -55,6 +55,7 @@ class SweepOnArrays(Protocol):
     # D102: the docstrings are those of CpuSweep
 
     runs: int
+    atomic: bool
 
     @property
     def run(self) -> Callable[[], None]: ...  # noqa: D102

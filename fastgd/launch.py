@@ -296,6 +296,10 @@ class Launch:
         """Whether all sweeps have run so often."""
         return all(sweep.runs == runs for sweep in self.sweeps)
 
+    def untouched(self, runs: int) -> bool:
+        """Whether nothing was written since all sweeps had run so often, as far as can be told."""
+        return all(sweep.atomic and sweep.runs == runs for sweep in self.sweeps)
+
     def count_from(self, runs: int) -> None:
         """Have all sweeps say that they ran so often."""
         for sweep in self.sweeps:

@@ -176,6 +176,7 @@ class Optimizer:
         self._t = 0
         self._mode = "train"  # or "eval", in which there are no steps
         self._begun = 0  # the step whose writing was begun: other than t where it did not end
+        self._failed = 0  # the last one that ended in an error
         self._tail = {"gscale": 1.0, "gmax": self._settings.max_value or 0.0, "ema_c": self._settings.share(0)}
         self._gradients: Arrays | None = None
         self._given: Any = _NOTHING  # gradients of the last step, and the objects they consist of
@@ -347,6 +348,8 @@ class Optimizer:
             # Ctrl-C and exit come from a signal, and so may an error that comes when all is written.
             if not isinstance(error, Exception) or self._all_ran():
                 self._finish(t, whole)
+            else:
+                self._failed = t
             raise
 
     def _prepare(self, t: int, factor: float) -> list[Callable[[], None]]:
@@ -386,12 +389,18 @@ class Optimizer:
         """Whether every sweep of the step that was begun has run."""
         return self._layout.program.ran(self._begun - self._layout.counted_from)
 
-    def _settle(self) -> None:
-        """Count a step that was begun if nothing of it is missing, as for a signal's handler; else refuse to go on."""
+    def _settle(self, *, reading: bool = False) -> None:
+        """Count a step that was begun if nothing of it is missing, as for a signal's handler; else refuse to go on.
+
+        A handler that only reads may also come when nothing of the step is written yet.
+        """
         if self._begun == self._t:
             return
         if self._begun > self._t and self._all_ran():
             self._finish(self._begun)
+            return
+        within = self._begun > self._t and self._begun != self._failed
+        if reading and within and self._layout.program.untouched(self._begun - 1 - self._layout.counted_from):
             return
         raise FastGDError(
             f"step {self._t + 1} failed half-way: parameters and states may hold parts of it; "
@@ -811,7 +820,7 @@ class Optimizer:
             on a GPU. A schedule is saved as the value it last gave.
         """
         with self._lock:
-            self._settle()
+            self._settle(reading=True)
             self._reach_gpu("state_dict()")
             layout = self._layout
             groups = []

@@ -140,6 +140,10 @@ class Program:
         """Whether all sweeps have run so often."""
         return all(launch.ran(runs) for launch in self.launches)
 
+    def untouched(self, runs: int) -> bool:
+        """Whether nothing was written since all sweeps had run so often, as far as can be told."""
+        return all(launch.untouched(runs) for launch in self.launches)
+
     def finish(self, runs: int) -> None:
         """Do what is left of a step that was interrupted; `runs` of each sweep came before it."""
         for launch in self.launches:

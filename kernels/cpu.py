@@ -315,6 +315,9 @@ class CpuSweep:
         See `fastgd.kernels.cpu_threads.available_threads`.
     """
 
+    atomic = True
+    """Whether Python finds either nothing of a run written, or all and the run counted."""
+
     def __init__(
         self,
         sweep: Sweep,

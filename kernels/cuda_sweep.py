@@ -129,6 +129,8 @@ class _Sums:
 class GpuSweep:
     """One sweep over all segments; see `fastgd.kernels.cpu.CpuSweep`, whose interface this has."""
 
+    atomic = False
+
     def __init__(
         self, gpu: Gpu, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
     ) -> None:

@@ -31,6 +31,8 @@ class MatrixSweep:
         The scalars by name, a dict for each row; read at every run.
     """
 
+    atomic = False
+
     def __init__(
         self,
         update: MatrixUpdate,

@@ -30,6 +30,8 @@ def _compile(text: str, scalar: type[np.generic]) -> Callable[..., tuple[Any, ..
 class NumpySweep:
     """One sweep over all segments; see `fastgd.kernels.cpu.CpuSweep`, whose interface this has."""
 
+    atomic = False
+
     def __init__(
         self, sweep: Sweep, sizes: Sequence[int], rows: Sequence[int], scalars: NDArray[Any], label: str
     ) -> None:

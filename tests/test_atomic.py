@@ -15,6 +15,7 @@ import pytest
 
 import fastgd
 from fastgd.kernels.errors import FastGDError, HyperparameterError
+from fastgd.kernels.rules import RULES
 
 PACKAGE = str(Path(fastgd.__file__).parent)
 N = 70
@@ -289,6 +290,24 @@ finally:
 def test_a_signals_handler_may_save_the_state_and_leave(end, code):
     done = subprocess.run([sys.executable, "-c", HANDLER.format(end=end)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (code, "True True\n"), done.stderr
+
+
+@pytest.mark.parametrize("rule", ["adamw", "lamb"])
+def test_a_signals_handler_may_save_the_state_before_anything_is_written(rule):
+    p, g = np.ones(5), np.full(5, 0.5)
+    opt = fastgd.Optimizer(p, RULES[rule](), max_norm=1.0)
+    opt.step(g)
+    expected, saved = opt.state_dict(), []
+    program = opt._layout.program
+    program.runs = [lambda: saved.append(opt.state_dict()), *program.runs]
+    opt.step(g)
+    assert opt.t == 2 and saved[0]["t"] == 1
+    for name, state in expected["state"].items():
+        assert np.array_equal(saved[0]["state"][name], state)
+    saved.clear()
+    program.runs = [*program.runs[1:], lambda: saved.append(opt.state_dict())]
+    opt.step(g)  # and behind it, when all is
+    assert opt.t == 3 and saved[0]["t"] == 3
 
 
 def test_a_state_that_does_not_fit_leaves_the_optimizer_as_it_was():
