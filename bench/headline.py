@@ -221,8 +221,10 @@ def _cells(line: Line, peers: Sequence[str]) -> list[str]:
 
 
 def _fastest(case: Case) -> str:
-    found = [peer for peer in case.rivals if case.ratio(peer) is not None and case.ratio(peer) == case.lead]
-    return f"{_ratio_text(case, found[0])} {_called(found[0])}" if found else ""
+    if case.lead is None:
+        return ""
+    peer = next(peer for peer in case.rivals if case.ratio(peer) == case.lead)
+    return f"{_ratio_text(case, peer)} {_called(peer)}"
 
 
 def _ratio_text(case: Case, peer: str) -> str:

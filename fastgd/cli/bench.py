@@ -33,7 +33,7 @@ def bench(
     sizes: Annotated[
         str | None, typer.Option(help=f"Elements; k, M, G are powers of 1024; by default {_FULL[0]}.")
     ] = None,
-    dtypes: Annotated[str, typer.Option(help="float32, float64 or both.")] = "float32",
+    dtypes: Annotated[str, typer.Option(help="float32 or float64, or float32,float64.")] = "float32",
     backends: Annotated[str, typer.Option(help="fastgd's own backends that take part.")] = "numba,numpy",
     threads: Annotated[
         int | None, typer.Option(help="For every peer; by default all that this process may use.")
